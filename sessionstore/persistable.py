@@ -1,0 +1,71 @@
+"""Objects that have a row of their own in a store."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["Persistable"]
+
+
+class Persistable:
+    """An object that a store keeps in a row of its own.
+
+    A Persistable inside another one is stored as a reference to its own row,
+    so it may be shared by many and may form cycles.
+
+    Assigning or deleting an attribute marks the object changed; a committed
+    save clears the mark.  A change inside a container (``obj.names.append(...)``)
+    is not seen: set ``changed = True`` yourself.
+
+    >>> from sessionstore import Persistable
+    >>> obj = Persistable()
+    >>> obj.persistent_id is None, obj.changed
+    (True, True)
+    >>> obj.changed = False
+    >>> obj.colour = "blue"
+    >>> obj.changed
+    True
+    """
+
+    #: The ID in the store, or None for an object that is in none.
+    persistent_id: int | None = None
+    _changed: bool = True
+
+    @property
+    def changed(self) -> bool:
+        """Whether the object differs from what its store holds."""
+        return self._changed
+
+    @changed.setter
+    def changed(self, value: bool) -> None:
+        self.__dict__["_changed"] = bool(value)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        super().__setattr__(name, value)
+        if name not in _BOOKKEEPING:
+            self.__dict__["_changed"] = True
+
+    def __delattr__(self, name: str) -> None:
+        super().__delattr__(name)
+        self.__dict__["_changed"] = True
+
+    def __getstate__(self) -> Any:
+        # The ID is the row's, and the mark is about this process's copy: in the
+        # payload both would be second truths, and a copy.copy() would carry an
+        # identity that is not its own.
+        state = super().__getstate__()
+        if isinstance(state, tuple):
+            attributes, slots = state
+            return _without_bookkeeping(attributes), slots
+        return _without_bookkeeping(state)
+
+
+_BOOKKEEPING = frozenset({"persistent_id", "changed", "_changed"})
+
+
+def _without_bookkeeping(attributes: dict[str, object] | None) -> dict[str, object]:
+    return {
+        name: value
+        for name, value in (attributes or {}).items()
+        if name not in _BOOKKEEPING
+    }

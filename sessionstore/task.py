@@ -1,0 +1,113 @@
+"""Tasks: objects whose life is a path through states."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from sessionstore.persistable import Persistable
+
+__all__ = ["Run", "State", "Task"]
+
+
+class State(StrEnum):
+    """Where a task is in its life.
+
+    >>> from sessionstore import State
+    >>> State.NEW == "NEW"
+    True
+    """
+
+    NEW = "NEW"
+    SUBMITTED = "SUBMITTED"
+    RUNNING = "RUNNING"
+    STOPPED = "STOPPED"
+    TERMINATING = "TERMINATING"
+    TERMINATED = "TERMINATED"
+    UNKNOWN = "UNKNOWN"
+
+
+class Run:
+    """One task's execution: its state, and how it ended.
+
+    ``returncode`` is encoded as by ``os.wait()``: the low byte is the signal that
+    ended the command (0 for none), the next one its exit code, as Unix keeps it.
+    """
+
+    def __init__(self, state: State | str = State.NEW) -> None:
+        self.state = state
+        self.returncode: int | None = None
+        self.info = ""
+
+    @property
+    def state(self) -> State:
+        """The task's state; assigning anything that is no State is a ValueError."""
+        return self._state
+
+    @state.setter
+    def state(self, value: State | str) -> None:
+        self._state = State(value)
+
+    @property
+    def signal(self) -> int | None:
+        """The number of the signal that ended the command; 0 for none, None before."""
+        return None if self.returncode is None else self.returncode & 0x7F
+
+    @property
+    def exitcode(self) -> int | None:
+        """The command's exit code; None before it ended."""
+        return None if self.returncode is None else (self.returncode >> 8) & 0xFF
+
+    def __setattr__(self, name: str, value: object) -> None:
+        super().__setattr__(name, value)
+        self.__dict__["_changed"] = True
+
+    def __getstate__(self) -> dict[str, object]:
+        return {k: v for k, v in self.__dict__.items() if k != "_changed"}
+
+    def __repr__(self) -> str:
+        return f"<Run {self.state} returncode={self.returncode}>"
+
+
+class Task(Persistable):
+    """A job with a name, a state, and whatever attributes its user gives it.
+
+    >>> from sessionstore import Task
+    >>> task = Task("count", path="/etc/passwd")
+    >>> task.jobname, task.path, str(task.execution.state)
+    ('count', '/etc/passwd', 'NEW')
+
+    A subclass whose attribute ``tasks`` lists other tasks is a workflow.
+    """
+
+    def __init__(self, jobname: str = "", **attributes: object) -> None:
+        self.jobname = jobname
+        self.execution = Run()
+        for name, value in attributes.items():
+            setattr(self, name, value)
+
+    def __getattr__(self, name: str) -> object:
+        # Only reached for attributes that are not there; it tells type checkers
+        # that a task may have any attribute.
+        raise AttributeError(
+            f"{type(self).__name__!r} object has no attribute {name!r}",
+            name=name,
+            obj=self,
+        )
+
+    @property
+    def changed(self) -> bool:
+        """Whether the task or its ``execution`` differs from what its store holds."""
+        run = self.__dict__.get("execution")
+        return self._changed or bool(getattr(run, "_changed", False))
+
+    @changed.setter
+    def changed(self, value: bool) -> None:
+        self.__dict__["_changed"] = bool(value)
+        run = self.__dict__.get("execution")
+        if isinstance(run, Run):
+            run.__dict__["_changed"] = bool(value)
+
+    def __repr__(self) -> str:
+        run = self.__dict__.get("execution")
+        state = getattr(run, "state", "no execution")
+        return f"<{type(self).__name__} {self.jobname!r} id={self.persistent_id} {state}>"
