@@ -30,6 +30,8 @@ class Persistable:
     #: The ID in the store, or None for an object that is in none.
     persistent_id: int | None = None
     _changed: bool = True
+    #: Names the store that ``persistent_id`` belongs to.
+    _origin: str | None = None
 
     @property
     def changed(self) -> bool:
@@ -53,14 +55,15 @@ class Persistable:
         # The ID is the row's, and the mark is about this process's copy: in the
         # payload both would be second truths, and a copy.copy() would carry an
         # identity that is not its own.
-        state = super().__getstate__()
+        state: Any = super().__getstate__()
         if isinstance(state, tuple):
             attributes, slots = state
             return _without_bookkeeping(attributes), slots
         return _without_bookkeeping(state)
 
 
-_BOOKKEEPING = frozenset({"persistent_id", "changed", "_changed"})
+#: What a store notes on an object about the object's row; never part of a payload.
+_BOOKKEEPING = frozenset({"persistent_id", "changed", "_changed", "_origin"})
 
 
 def _without_bookkeeping(attributes: dict[str, object] | None) -> dict[str, object]:

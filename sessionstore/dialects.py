@@ -1,0 +1,205 @@
+"""What differs between databases, in one table."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy.engine import URL, Dialect
+
+from sessionstore.errors import ConfigurationError, SchemaError
+
+__all__ = ["Settings", "settings_of"]
+
+
+def _nothing(cursor: Any, options: Options) -> None:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a caller may choose about connections."""
+
+    create: bool = True
+    synchronous: str = "FULL"
+    busy_timeout: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How to talk to one kind of database."""
+
+    #: The statement that opens a writing transaction; None: the driver opens it.
+    begin: str | None = None
+    #: Run on each new driver connection.
+    on_connect: Callable[[Any, Options], None] = _nothing
+    #: Statements that take and give back the lock under which tables are made,
+    #: with the table's name as ``%s``.
+    lock: str | None = None
+    unlock: str | None = None
+    #: Asks the server how many bytes it takes in one statement.
+    packet_limit: str | None = None
+    #: Whether other transactions go on while one is writing.
+    concurrent_writers: bool = True
+    #: Driver error codes (SQLSTATE, errno or SQLite's name) by what they mean.
+    deadlock_codes: frozenset[object] = frozenset()
+    busy_codes: frozenset[object] = frozenset()
+    full_codes: frozenset[object] = frozenset()
+    missing_codes: frozenset[object] = frozenset()
+    unusable_codes: frozenset[object] = frozenset()
+    too_large_codes: frozenset[object] = frozenset()
+    duplicate_codes: frozenset[object] = frozenset()
+    #: The extra of this package that installs the default driver.
+    extra: str | None = None
+
+
+def _configure_sqlite(cursor: Any, options: Options) -> None:
+    cursor.execute(f"PRAGMA busy_timeout = {int(options.busy_timeout * 1000)}")
+    cursor.execute(f"PRAGMA synchronous = {options.synchronous}")
+    cursor.execute("PRAGMA foreign_keys = ON")
+    deadline = time.monotonic() + options.busy_timeout
+    while True:
+        mode = cursor.execute("PRAGMA journal_mode").fetchone()[0]
+        if mode in {"wal", "memory"}:
+            return
+        try:
+            # Changing the mode does not wait for busy_timeout: several processes
+            # that open a new file at once are told "locked" straight away.
+            cursor.execute("PRAGMA journal_mode = WAL")
+        except Exception as error:
+            code = getattr(error, "sqlite_errorname", "")
+            if not code.startswith("SQLITE_BUSY") or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+
+
+def _configure_postgresql(cursor: Any, options: Options) -> None:
+    cursor.execute(f"SET lock_timeout = {int(options.busy_timeout * 1000)}")
+
+
+def _configure_mysql(cursor: Any, options: Options) -> None:
+    cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
+    seconds = max(1, round(options.busy_timeout))
+    cursor.execute(f"SET SESSION innodb_lock_wait_timeout = {seconds}")
+
+
+# SQLITE_BUSY and kin: sqlite.org/rescode.html. SQLSTATEs: appendix A of the
+# PostgreSQL manual. Numbers: MariaDB's error code reference.
+_SQLITE = Settings(
+    begin="BEGIN IMMEDIATE",
+    on_connect=_configure_sqlite,
+    concurrent_writers=False,
+    busy_codes=frozenset({"SQLITE_BUSY", "SQLITE_LOCKED"}),
+    full_codes=frozenset({"SQLITE_FULL", "SQLITE_IOERR"}),
+    unusable_codes=frozenset(
+        {"SQLITE_NOTADB", "SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_PERM"}
+    ),
+    too_large_codes=frozenset({"SQLITE_TOOBIG"}),
+    duplicate_codes=frozenset(
+        {"SQLITE_CONSTRAINT_PRIMARYKEY", "SQLITE_CONSTRAINT_UNIQUE"}
+    ),
+)
+_POSTGRESQL = Settings(
+    begin="BEGIN",
+    on_connect=_configure_postgresql,
+    lock="SELECT pg_advisory_lock(hashtext('sessionstore %s'))",
+    unlock="SELECT pg_advisory_unlock(hashtext('sessionstore %s'))",
+    deadlock_codes=frozenset({"40001", "40P01"}),
+    busy_codes=frozenset({"55P03", "53300", "57P03"}),
+    full_codes=frozenset({"53100", "53200"}),
+    missing_codes=frozenset({"42P01", "42703"}),
+    unusable_codes=frozenset({"28P01", "28000", "3D000", "42501", "25006"}),
+    too_large_codes=frozenset({"54000"}),
+    duplicate_codes=frozenset({"23505"}),
+    extra="postgresql",
+)
+_MYSQL = Settings(
+    begin="START TRANSACTION",
+    on_connect=_configure_mysql,
+    lock="SELECT GET_LOCK('sessionstore %s', 60)",
+    unlock="SELECT RELEASE_LOCK('sessionstore %s')",
+    packet_limit="SELECT @@max_allowed_packet",
+    deadlock_codes=frozenset({1213, 1020}),
+    busy_codes=frozenset({1205, 1040}),
+    full_codes=frozenset({1114, 1021}),
+    missing_codes=frozenset({1146, 1054}),
+    unusable_codes=frozenset({1044, 1045, 1049, 1142, 1290}),
+    too_large_codes=frozenset({1153}),
+    duplicate_codes=frozenset({1062}),
+    extra="mysql",
+)
+_BY_NAME = {
+    "sqlite": _SQLITE,
+    "postgresql": _POSTGRESQL,
+    "mysql": _MYSQL,
+    "mariadb": _MYSQL,
+}
+#: Drivers known to keep quiet in autocommit mode until they are told to BEGIN.
+_AUTOCOMMIT_DRIVERS = frozenset(
+    {"pysqlite", "psycopg", "psycopg2", "pymysql", "mysqldb"}
+)
+
+
+def settings_of(dialect: Dialect | type[Dialect]) -> Settings:
+    """Return the settings for a dialect; the defaults for one not known here."""
+    settings = _BY_NAME.get(dialect.name, Settings())
+    if dialect.driver in _AUTOCOMMIT_DRIVERS:
+        return settings
+    return replace(settings, begin=None, on_connect=_nothing)
+
+
+def error_code(original: BaseException | None) -> object:
+    """Return what a driver's error says about its kind, for ``Settings``' sets."""
+    for attribute in ("sqlstate", "pgcode", "sqlite_errorname"):
+        code = getattr(original, attribute, None)
+        if code is not None:
+            return code
+    arguments = getattr(original, "args", ())
+    return arguments[0] if arguments and isinstance(arguments[0], int) else None
+
+
+def matches(code: object, codes: frozenset[object]) -> bool:
+    """Say whether a code is one of ``codes``, or an extended form of one."""
+    if code in codes:
+        return True
+    # SQLite's extended codes: SQLITE_BUSY_SNAPSHOT is a SQLITE_BUSY.
+    return isinstance(code, str) and any(
+        isinstance(known, str) and code.startswith(known + "_") for known in codes
+    )
+
+
+def prepare_sqlite_file(path: str, *, create: bool) -> None:
+    """Make the database file readable by its owner only, before SQLite makes it."""
+    if os.path.exists(path):
+        return
+    if not create:
+        raise SchemaError(
+            f"there is no SQLite database {path}, and create=False was given"
+        )
+    try:
+        # The -wal and -shm files take their mode from this one.
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot create the SQLite database {path}: {error.strerror}; "
+            f"check that {Path(path).parent} exists and may be written to"
+        ) from error
+
+
+def absolute(url: URL) -> URL:
+    """Return a SQLite URL with its path made absolute, any other as it is."""
+    # Connections are opened again after a fork and in each thread, and a daemon
+    # changes its working directory: a relative path would then name another file.
+    path = url.database
+    if (
+        url.get_backend_name() != "sqlite"
+        or not path
+        or path == ":memory:"
+        or path.startswith("file:")
+    ):
+        return url
+    return url.set(database=os.path.abspath(path))

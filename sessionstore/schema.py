@@ -1,0 +1,333 @@
+"""The tables, and the statements that read and write the objects' own one.
+
+The object table is exactly what old programs made: ``id``, ``data``, ``state`` and
+columns of the user's own.  Everything else stands in tables beside it:
+
+``<table>_session``     the sessions
+``<table>_job``         one row for each object written through a session
+``<table>_transition``  the history of states, append-only
+``<table>_ids``         where the next block of IDs begins
+``<table>_version``     the schema's version, kept by Alembic
+
+Instants are microseconds since 1970, UTC, by the database's clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    bindparam,
+    delete,
+    func,
+    insert,
+    inspect,
+    select,
+    update,
+)
+from sqlalchemy.dialects.mysql import LONGBLOB
+from sqlalchemy.engine import Connection
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql import Executable
+from sqlalchemy.sql.functions import FunctionElement
+
+from sessionstore.errors import ConfigurationError, SchemaError
+
+__all__ = ["CURRENT_VERSION", "Now", "Schema"]
+
+#: The newest migration; a test holds it against the migrations' folder.
+CURRENT_VERSION = "0001"
+#: So that the names of the side tables and their indexes fit 63 characters.
+MAX_TABLE_NAME = 40
+MAX_NAME = 255
+MAX_INFO = 4000
+MAX_STATE = 128
+
+Id = BigInteger().with_variant(Integer, "sqlite")
+Payload = LargeBinary().with_variant(LONGBLOB, "mysql", "mariadb")
+_OPTIONS = {
+    f"{dialect}_{option}": value
+    for dialect in ("mysql", "mariadb")
+    for option, value in {
+        "engine": "InnoDB",
+        "charset": "utf8mb4",
+        "collate": "utf8mb4_bin",
+    }.items()
+}
+
+
+class Now(FunctionElement[int]):
+    """The database's clock, in microseconds since 1970, UTC."""
+
+    type = BigInteger()
+    inherit_cache = True
+    name = "sessionstore_now"
+
+
+@compiles(Now)
+def _now(element: Now, compiler: Any, **keywords: Any) -> str:
+    raise ConfigurationError(
+        f"sessions are not supported on {compiler.dialect.name}: its clock is "
+        "not known here"
+    )
+
+
+@compiles(Now, "sqlite")
+def _now_sqlite(element: Now, compiler: Any, **keywords: Any) -> str:
+    # 2440587.5 is the Julian day number of 1970-01-01 00:00 UTC.
+    return "CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER)"
+
+
+@compiles(Now, "postgresql")
+def _now_postgresql(element: Now, compiler: Any, **keywords: Any) -> str:
+    # Not now(), which stands still within a transaction.
+    return "CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS BIGINT)"
+
+
+@compiles(Now, "mysql", "mariadb")
+def _now_mysql(element: Now, compiler: Any, **keywords: Any) -> str:
+    return "TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6))"
+
+
+class Schema:
+    """The tables of one store."""
+
+    def __init__(self, table_name: str, extra_columns: Iterable[Column[Any]]) -> None:
+        if not table_name or len(table_name) > MAX_TABLE_NAME:
+            raise ConfigurationError(
+                f"the table name {table_name!r} must have 1 to {MAX_TABLE_NAME} "
+                "characters, so that the names of the tables beside it fit"
+            )
+        self.metadata = MetaData()
+        # The same mapping may be given to several stores, and a column belongs to
+        # one table only.
+        self.extra = [column._copy() for column in extra_columns]
+        self.objects = Table(
+            table_name,
+            self.metadata,
+            Column("id", Id, primary_key=True, autoincrement=False),
+            Column("data", Payload),
+            Column("state", String(MAX_STATE), index=True),
+            *self.extra,
+            **_OPTIONS,
+        )
+        self.sessions = Table(
+            f"{table_name}_session",
+            self.metadata,
+            Column("id", Id, primary_key=True),
+            Column("name", String(MAX_NAME), nullable=False, unique=True),
+            Column("created_at", BigInteger, nullable=False),
+            Column("finished_at", BigInteger),
+            **_OPTIONS,
+        )
+        self.jobs = Table(
+            f"{table_name}_job",
+            self.metadata,
+            Column("job_id", Id, primary_key=True, autoincrement=False),
+            Column("session_id", BigInteger),
+            Column("position", BigInteger),
+            Column("name", String(MAX_NAME), nullable=False),
+            Column("state", String(MAX_STATE), nullable=False),
+            Column("claimable_at", BigInteger),
+            Column("returncode", BigInteger),
+            Column("revision", BigInteger, nullable=False),
+            Column("attempts", Integer, nullable=False),
+            Column("holder", String(MAX_NAME)),
+            Column("token", BigInteger, nullable=False),
+            Column("lease_expires_at", BigInteger),
+            Column("request", String(16)),
+            Column("write_id", String(32)),
+            Column("created_at", BigInteger, nullable=False),
+            Column("updated_at", BigInteger, nullable=False),
+            **_OPTIONS,
+        )
+        # One index answers a claim: the oldest job in some state that may be taken.
+        Index(
+            f"ix_{table_name}_job_claim",
+            *(
+                self.jobs.c[name]
+                for name in ("session_id", "state", "claimable_at", "position")
+            ),
+        )
+        Index(
+            f"ix_{table_name}_job_order",
+            *(self.jobs.c[name] for name in ("session_id", "position", "job_id")),
+        )
+        self.transitions = Table(
+            f"{table_name}_transition",
+            self.metadata,
+            # The job's revision orders its history, whatever the clocks said.
+            Column("job_id", Id, primary_key=True, autoincrement=False),
+            Column("revision", BigInteger, primary_key=True, autoincrement=False),
+            Column("from_state", String(MAX_STATE)),
+            Column("to_state", String(MAX_STATE), nullable=False),
+            Column("at", BigInteger, nullable=False),
+            Column("info", String(MAX_INFO), nullable=False),
+            Column("returncode", BigInteger),
+            Column("host", String(MAX_NAME), nullable=False),
+            Column("pid", BigInteger, nullable=False),
+            **_OPTIONS,
+        )
+        self.ids = Table(
+            f"{table_name}_ids",
+            self.metadata,
+            Column("id", Integer, primary_key=True, autoincrement=False),
+            Column("next_id", BigInteger, nullable=False),
+            **_OPTIONS,
+        )
+        self.version = Table(
+            f"{table_name}_version", self.metadata, Column("version_num", String(32))
+        )
+
+    @property
+    def name(self) -> str:
+        """The object table's name."""
+        return self.objects.name
+
+    @property
+    def side_tables(self) -> list[Table]:
+        """The tables that migrations make."""
+        return [self.sessions, self.jobs, self.transitions, self.ids]
+
+    # Statements about objects, built once
+
+    @cached_property
+    def insert(self) -> Executable:
+        """Add an object's row."""
+        return insert(self.objects)
+
+    @cached_property
+    def update(self) -> Executable:
+        """Rewrite an object's row."""
+        values = {
+            column.name: bindparam(column.name)
+            for column in self.objects.columns
+            if column.name != "id"
+        }
+        return (
+            update(self.objects)
+            .where(self.objects.c.id == bindparam("object_id"))
+            .values(values)
+        )
+
+    @cached_property
+    def set_state(self) -> Executable:
+        """Change an object's state and leave its payload alone."""
+        return (
+            update(self.objects)
+            .where(self.objects.c.id == bindparam("object_id"))
+            .values(state=bindparam("new_state"))
+        )
+
+    @cached_property
+    def delete(self) -> Executable:
+        """Remove an object's row."""
+        return delete(self.objects).where(self.objects.c.id == bindparam("object_id"))
+
+    @cached_property
+    def all_ids(self) -> Executable:
+        """List every ID."""
+        return select(self.objects.c.id).order_by(self.objects.c.id)
+
+    @cached_property
+    def counts(self) -> Executable:
+        """Count the objects in each state."""
+        return select(self.objects.c.state, func.count()).group_by(self.objects.c.state)
+
+    # Statements about IDs
+
+    @cached_property
+    def next_ids(self) -> Executable:
+        """Read where the next block begins, and the largest ID in use."""
+        largest = select(func.max(self.objects.c.id)).scalar_subquery()
+        return select(self.ids.c.next_id, largest).where(self.ids.c.id == 1)
+
+    @cached_property
+    def take_ids(self) -> Executable:
+        """Take a block, unless somebody else took it first."""
+        return (
+            update(self.ids)
+            .where(self.ids.c.id == 1, self.ids.c.next_id == bindparam("seen"))
+            .values(next_id=bindparam("following"))
+        )
+
+    # Making and checking the tables
+
+    def version_in(self, connection: Connection) -> str | None:
+        """Return the version of the tables in the database, None for none."""
+        try:
+            return connection.execute(select(self.version.c.version_num)).scalar()
+        except SQLAlchemyError:
+            connection.rollback()
+            if inspect(connection).has_table(self.version.name):
+                raise
+            return None
+
+    def check_version(self, version: str) -> None:
+        """Raise SchemaError for a version that this code does not know."""
+        if version > CURRENT_VERSION:
+            raise SchemaError(
+                f"the tables of {self.name!r} are of version {version}, and this "
+                f"release knows versions up to {CURRENT_VERSION}; upgrade sessionstore"
+            )
+
+    def check_columns(self, connection: Connection) -> None:
+        """Raise SchemaError, naming table and column, if the object table lacks one."""
+        try:
+            connection.execute(select(self.objects).limit(0)).close()
+        except SQLAlchemyError:
+            connection.rollback()
+            inspector = inspect(connection)
+            if not inspector.has_table(self.name):
+                raise SchemaError(
+                    f"there is no table {self.name!r}, and create=False was given"
+                ) from None
+            there = {column["name"] for column in inspector.get_columns(self.name)}
+            for column in self.objects.columns:
+                if column.name not in there:
+                    raise SchemaError(
+                        f"the table {self.name!r} lacks the column {column.name!r} "
+                        f"({column.type}); add it, or choose another table name"
+                    ) from None
+            raise
+
+    def has_ids(self, connection: Connection) -> bool:
+        """Say whether IDs can be given out by the database."""
+        return inspect(connection).has_table(self.ids.name)
+
+    def build(self, connection: Connection) -> None:
+        """Make what is missing, inside a transaction and under the setup lock."""
+        # Alembic is imported here only: it takes longer than all else at start.
+        from alembic.config import Config
+        from alembic.runtime.environment import EnvironmentContext
+        from alembic.script import ScriptDirectory
+
+        version = self.version_in(connection)
+        if version is not None:
+            self.check_version(version)
+        self.metadata.create_all(connection, tables=[self.objects])
+        config = Config()
+        folder = Path(__file__).with_name("migrations")
+        config.set_main_option("script_location", str(folder).replace("%", "%%"))
+        scripts = ScriptDirectory.from_config(config)
+        with EnvironmentContext(
+            config, scripts, fn=lambda revision, _: scripts._upgrade_revs("head", revision)
+        ) as environment:
+            environment.configure(
+                connection=connection,
+                version_table=self.version.name,
+                transactional_ddl=False,
+            )
+            environment.run_migrations(table=self.name)

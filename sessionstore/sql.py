@@ -1,0 +1,366 @@
+"""Objects in a table of any SQL database that SQLAlchemy drives."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs
+
+from sqlalchemy import Column, Table
+from sqlalchemy.engine import URL, Connection, make_url
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+
+from sessionstore.database import Database
+from sessionstore.dialects import Options
+from sessionstore.errors import ConfigurationError, NotFoundError
+from sessionstore.ids import IdSource, IntId
+from sessionstore.objects import ObjectTable, key_of, only
+from sessionstore.schema import Schema
+from sessionstore.serialization import Serializer
+from sessionstore.store import Store, register_fallback
+from sessionstore.url import Url
+
+__all__ = ["IntId", "SqlStore", "make_sqlstore"]
+
+_SYNCHRONOUS = ("OFF", "NORMAL", "FULL", "EXTRA")
+_OPTIONS_OF_OTHERS = frozenset({"directory", "protocol"})
+
+
+class SqlStore(Store):
+    """Save and load objects in a table, each as a pickle in one row.
+
+    ``url`` follows SQLAlchemy's conventions.  The table is ``table_name``, else the
+    one named by ``#table=NAME`` at the URL's end, else ``store``.  It has the columns
+    ``id``, ``data`` (the pickle) and ``state`` (``obj.execution.state``, or UNKNOWN);
+    a table that is there already is used as it is.  ``extra_fields`` maps further
+    ``sqlalchemy.Column`` objects to functions of the object saved; where a function
+    raises, that is logged and the column stays NULL.  ``idfactory`` is an object
+    whose ``new(obj)`` returns an integer that no object ever had.
+
+    With ``create=False`` nothing is created: no table, no SQLite file.
+
+    Options: ``serializer``; ``synchronous`` (SQLite: OFF, NORMAL, FULL or EXTRA);
+    ``busy_timeout`` (seconds to wait for other writers); ``engine_options`` (for
+    ``sqlalchemy.create_engine``).  Those of ``FilesystemStore`` are ignored, and any
+    other is too, with a warning.
+
+    The constructor touches no database.  A store may be used by any number of
+    threads, and goes on working on both sides of a fork; see ``sessionstore.fork``.
+
+    Raises ConfigurationError for a URL or an option that cannot be used.
+
+    >>> from sessionstore import SqlStore, Task
+    >>> store = SqlStore("sqlite:///tasks.db")
+    >>> id_ = store.save(Task("count", path="/etc/passwd"))
+    >>> store.load(id_).path
+    '/etc/passwd'
+    >>> store.counts()
+    {'NEW': 1}
+    """
+
+    def __init__(
+        self,
+        url: str | Url | URL,
+        table_name: str | None = None,
+        idfactory: IdSource | None = None,
+        extra_fields: Mapping[Column[Any], Callable[[Any], object]] | None = None,
+        create: bool = True,
+        *,
+        serializer: Serializer | None = None,
+        synchronous: str = "FULL",
+        busy_timeout: float = 30.0,
+        engine_options: Mapping[str, Any] | None = None,
+        **extra_args: object,
+    ) -> None:
+        for name in sorted(extra_args.keys() - _OPTIONS_OF_OTHERS):
+            warnings.warn(
+                f"SqlStore has no option {name!r}; it is ignored", stacklevel=2
+            )
+        if synchronous.upper() not in _SYNCHRONOUS:
+            raise ConfigurationError(
+                f"synchronous={synchronous!r} must be one of {', '.join(_SYNCHRONOUS)}"
+            )
+        if not busy_timeout >= 0:
+            raise ConfigurationError(
+                f"busy_timeout={busy_timeout!r} must be a number of seconds from 0 up"
+            )
+        parsed, fragment = _parse(url)
+        extra_fields = dict(extra_fields or {})
+        # What pickling takes to make this store again in another process.
+        self._recipe = {
+            "url": parsed,
+            "table_name": table_name or _table_in(fragment) or "store",
+            "idfactory": idfactory,
+            "extra_fields": extra_fields,
+            "create": create,
+            "serializer": serializer,
+            "synchronous": synchronous,
+            "busy_timeout": busy_timeout,
+            "engine_options": engine_options,
+        }
+        schema = Schema(str(self._recipe["table_name"]), extra_fields)
+        database = Database(
+            parsed,
+            options=Options(create, synchronous.upper(), busy_timeout),
+            engine_options=engine_options,
+        )
+        self._recipe["url"] = database.url
+        #: The objects' table, which a ``SessionStore`` shares with this store.
+        self._objects = ObjectTable(
+            database,
+            schema,
+            extra_fields=extra_fields,
+            idfactory=idfactory,
+            serializer=serializer,
+            create=create,
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        self._refuse_to_be_stored()
+        return _from_recipe, (type(self), self._recipe)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.url!r} table={self._tables.name}>"
+
+    @property
+    def url(self) -> URL:
+        """The database's URL; its ``repr`` and ``str`` hide the password."""
+        return self._objects.database.url
+
+    @property
+    def _tables(self) -> Table:
+        """The ``sqlalchemy.Table`` of the objects."""
+        return self._objects.schema.objects
+
+    @property
+    def t_store(self) -> Table:
+        """Deprecated: the same as ``_tables``."""
+        warnings.warn(
+            "SqlStore.t_store is deprecated; use SqlStore._tables",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return self._tables
+
+    # One object
+
+    def save(self, obj: object) -> int:
+        """Write an object, new or again, and return its ID.
+
+        ``Persistable`` objects inside it, if new or ``changed``, are written to rows
+        of their own in the same transaction.
+
+        Raises EncodeError if something in it cannot be stored, and NotFoundError if
+        it was stored here before and has been removed; nothing is written then.
+        """
+        return self.save_many([obj])[0]
+
+    def save_many(self, objs: Iterable[object]) -> Sequence[int]:
+        """Write many objects in one transaction, and return their IDs in order."""
+        objects = list(objs)
+        return self._objects.store(objects) if objects else []
+
+    def load(self, id_: object) -> Any:
+        """Return the object with this ID.
+
+        While somebody in this process holds it, it is the same object each time.
+
+        Raises NotFoundError if there is none, and DecodeError if there is one that
+        cannot be read.
+        """
+        return self._objects.load(key_of(id_))
+
+    def load_many(self, ids: Iterable[object]) -> dict[int, Any]:
+        """Return the objects with these IDs, by ID; as ``load``, in few statements."""
+        keys = [key_of(id_) for id_ in ids]
+        decoded = self._objects.load_many(keys)
+        return {key: only(decoded, key) for key in keys}
+
+    def replace(self, id_: object, obj: object) -> None:
+        """Make the row with this ID a copy of ``obj``.
+
+        ``obj`` itself stays what and where it is.
+
+        Raises NotFoundError if there is no such row.
+        """
+        self._objects.write_over(obj, key_of(id_))
+
+    def remove(self, id_: object) -> None:
+        """Remove the object with this ID.  Raises NotFoundError if there is none."""
+        key = key_of(id_)
+        self._objects.prepare()
+        self._objects.database.write(
+            lambda connection: self._objects.delete(connection, key)
+        )
+
+    # Many
+
+    def list(self) -> Sequence[int]:
+        """Return the IDs of all objects, ascending."""
+        return [*self.iter_ids()]
+
+    def iter_ids(self, *, state: str | None = None) -> Iterator[int]:
+        """Go through the IDs, of the objects in one state if it is given.
+
+        Reads page by page and holds nothing in between, so that the loop's body may
+        write and fork; it is no snapshot.
+        """
+        for page in self._objects.pages(state, [self._tables.c.id]):
+            for (id_,) in page:
+                yield id_
+
+    def iter_objects(self, *, state: str | None = None) -> Iterator[Any]:
+        """Go through the objects, as ``iter_ids`` goes through the IDs.
+
+        Raises DecodeError at one that cannot be read.
+        """
+        for page in self._objects.pages(state, [self._tables.c.id]):
+            keys = [id_ for (id_,) in page]
+            for start in range(0, len(keys), 50):
+                some = keys[start : start + 50]
+                decoded = self._objects.load_many(some)
+                for key in some:
+                    error = decoded.errors.get(key)
+                    if not isinstance(error, NotFoundError):  # removed meanwhile
+                        yield only(decoded, key)
+
+    def count(self, *, state: str | None = None) -> int:
+        """Return the number of objects, of those in one state if it is given."""
+        counts = self.counts()
+        return sum(counts.values()) if state is None else counts.get(str(state), 0)
+
+    def counts(self) -> dict[str, int]:
+        """Return the number of objects in each state; NULL counts as UNKNOWN."""
+        objects = self._objects
+        objects.prepare()
+        counts: dict[str, int] = {}
+        rows = objects.database.read(
+            lambda connection: objects.database.execute(
+                connection, objects.schema.counts
+            ).all()
+        )
+        for state, number in rows:
+            name = "UNKNOWN" if state is None else state
+            counts[name] = counts.get(name, 0) + number
+        return counts
+
+    def __contains__(self, id_: object) -> bool:
+        try:
+            key = key_of(id_)
+        except NotFoundError:
+            return False
+        return self._objects.exists(key)
+
+    def __len__(self) -> int:
+        return self.count()
+
+    # Transactions and life
+
+    def transaction(self) -> AbstractContextManager[Connection]:
+        """Commit all that this thread does in the block at once.
+
+        Yields the SQLAlchemy connection, so that rows of your own commit together
+        with the store's; do not commit or roll back on it yourself.  Blocks may be
+        nested: an exception that leaves an inner one rolls back the outermost too.
+
+        >>> from sessionstore import SqlStore, Task
+        >>> store = SqlStore("sqlite:///tasks.db")
+        >>> with store.transaction() as connection:
+        ...     first, second = store.save(Task("one")), store.save(Task("two"))
+        >>> len(store)
+        2
+        """
+        self._objects.prepare()
+        return self._objects.database.transaction()
+
+    def invalidate_cache(self) -> None:
+        """Forget the live objects, so that ``load`` reads each from the database."""
+        self._objects.forget_all()
+
+    def pre_fork(self) -> None:
+        """Close all connections; the next call opens one.
+
+        Not needed before ``os.fork``, which is looked after by itself, but before
+        anything that closes descriptors behind Python's back, as becoming a daemon.
+        """
+        self._objects.database.dispose()
+
+    def post_fork(self) -> None:
+        """Do nothing: each process opens its own connections when it needs them."""
+
+    def close(self) -> None:
+        """Close all connections.  The store may still be used, and opens new ones."""
+        self._objects.database.dispose()
+
+
+def make_sqlstore(url: str | Url | URL, *args: Any, **extra_args: Any) -> SqlStore:
+    """Return ``SqlStore(url, *args, **extra_args)``, for use by ``make_store``.
+
+    The parent directories of a SQLite file are created if need be.
+
+    >>> from sessionstore import make_sqlstore
+    >>> make_sqlstore("sqlite:///data/tasks.db").__class__.__name__
+    'SqlStore'
+    """
+    store = SqlStore(url, *args, **extra_args)
+    path = store.url.database
+    create = args[3] if len(args) > 3 else extra_args.get("create", True)
+    if (
+        create
+        and store.url.get_backend_name() == "sqlite"
+        and path
+        and path != ":memory:"
+        and not path.startswith("file:")
+    ):
+        folder = Path(path).parent
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigurationError(
+                f"cannot create the folder {folder}: {os.strerror(error.errno or 0)}"
+            ) from error
+    return store
+
+
+def _from_recipe(cls: type[SqlStore], recipe: dict[str, Any]) -> SqlStore:
+    return cls(**recipe)
+
+
+def _parse(url: object) -> tuple[URL, str]:
+    if isinstance(url, URL):
+        return url, ""
+    text = url.geturl() if isinstance(url, Url) else str(url)
+    text, _, fragment = text.partition("#")
+    try:
+        return make_url(text), fragment
+    except (ArgumentError, ValueError) as error:
+        raise ConfigurationError(
+            f"{_without_password(text)!r} is no database URL; write it like "
+            "sqlite:////var/lib/app/tasks.db or postgresql+psycopg://user@host/name"
+        ) from (None if "@" in text else error)
+
+
+def _without_password(text: str) -> str:
+    head, at, tail = text.rpartition("@")
+    return f"***@{tail}" if at else head + tail
+
+
+def _table_in(fragment: str) -> str | None:
+    return parse_qs(fragment).get("table", [None])[-1]
+
+
+def _is_sqlalchemy_scheme(scheme: str) -> bool:
+    try:
+        URL.create(scheme).get_dialect()
+    except (NoSuchModuleError, ArgumentError, ImportError):
+        return False
+    return True
+
+
+register_fallback(
+    _is_sqlalchemy_scheme, make_sqlstore, ["sqlite", "postgresql", "mysql", "mariadb"]
+)

@@ -1,0 +1,116 @@
+"""What every store can do, and how ``make_store`` finds the right one."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from sqlalchemy.engine import URL
+
+from sessionstore.errors import ConfigurationError, EncodeError
+from sessionstore.serialization import is_encoding
+from sessionstore.url import Url
+
+__all__ = ["Store", "make_store", "register"]
+
+
+class Store(ABC):
+    """Keeps objects under IDs."""
+
+    @abstractmethod
+    def save(self, obj: object) -> int:
+        """Write an object, new or again, and return its ID."""
+
+    @abstractmethod
+    def load(self, id_: object) -> Any:
+        """Return the object with this ID."""
+
+    @abstractmethod
+    def replace(self, id_: object, obj: object) -> None:
+        """Make the object with this ID a copy of ``obj``."""
+
+    @abstractmethod
+    def remove(self, id_: object) -> None:
+        """Remove the object with this ID."""
+
+    def list(self) -> Sequence[int]:
+        """Return the IDs of all objects; not every store can."""
+        raise NotImplementedError(f"{type(self).__name__} cannot list its objects")
+
+    def invalidate_cache(self) -> None:
+        """Forget the live objects, so that ``load`` reads each anew."""
+
+    def pre_fork(self) -> None:
+        """Get ready for a fork."""
+
+    def post_fork(self) -> None:
+        """Go on after a fork."""
+
+    def __bool__(self) -> bool:
+        # An empty store is a store: ``if store:`` must not depend on its length.
+        return True
+
+    def _refuse_to_be_stored(self) -> None | NoReturn:
+        """Raise EncodeError if this is called to make part of a payload."""
+        if is_encoding():
+            raise EncodeError(
+                f"{self!r} is inside an object to be stored; a store cannot be part "
+                "of what it stores: leave it out in the object's __getstate__"
+            )
+        return None
+
+
+_constructors: dict[str, Callable[..., Any]] = {}
+_fallbacks: list[tuple[Callable[[str], bool], Callable[..., Any], Sequence[str]]] = []
+
+
+def register(scheme: str, constructor: Callable[..., Any]) -> None:
+    """Let ``make_store`` call ``constructor`` for URLs of this scheme.
+
+    >>> from sessionstore import make_store, register
+    >>> register("memory", lambda uri, *args, **kw: dict())
+    >>> make_store("memory://")
+    {}
+    """
+    _constructors[scheme] = constructor
+
+
+def register_fallback(
+    accepts: Callable[[str], bool],
+    constructor: Callable[..., Any],
+    examples: Sequence[str],
+) -> None:
+    """Let ``constructor`` make the stores of unregistered schemes that it accepts."""
+    _fallbacks.append((accepts, constructor, examples))
+
+
+def make_store(uri: str | Path | Url | URL, *args: Any, **kw: Any) -> Any:
+    """Return the store that a URL or a plain path names.
+
+    The scheme up to its ``+`` decides: what was given to ``register``; ``file``, or
+    no scheme at all, for a ``FilesystemStore``; what SQLAlchemy can load for an
+    ``SqlStore``.
+
+    Raises ConfigurationError, naming the schemes known, for any other.
+
+    >>> from sessionstore import make_store
+    >>> make_store("sqlite:///tasks.db").__class__.__name__
+    'SqlStore'
+    """
+    if isinstance(uri, URL):
+        drivername = uri.drivername
+    else:
+        drivername = Url(uri).scheme
+    scheme = drivername.partition("+")[0]
+    if scheme in _constructors:
+        return _constructors[scheme](uri, *args, **kw)
+    for accepts, constructor, _ in _fallbacks:
+        if accepts(drivername):
+            return constructor(uri, *args, **kw)
+    known = sorted({*_constructors, *(name for f in _fallbacks for name in f[2])})
+    raise ConfigurationError(
+        f"there is no kind of store for the scheme {scheme!r}; known are "
+        f"{', '.join(known)}, and whatever else SQLAlchemy can load"
+    )
