@@ -15,8 +15,13 @@ from sessionstore.errors import (
     StoreUnavailableError,
     TransitionError,
 )
+from sessionstore.fork import protect
+from sessionstore.ids import IntId
 from sessionstore.persistable import Persistable
+from sessionstore.sql import SqlStore, make_sqlstore
+from sessionstore.store import Store, make_store, register
 from sessionstore.task import Run, State, Task
+from sessionstore.url import Url
 
 __all__ = [
     "ConfigurationError",
@@ -24,6 +29,7 @@ __all__ = [
     "DecodeError",
     "EncodeError",
     "ForkError",
+    "IntId",
     "LeaseLostError",
     "LoadError",
     "NotFoundError",
@@ -31,9 +37,16 @@ __all__ = [
     "Run",
     "SchemaError",
     "SessionStoreError",
+    "SqlStore",
     "State",
+    "Store",
     "StoreError",
     "StoreUnavailableError",
     "Task",
     "TransitionError",
+    "Url",
+    "make_sqlstore",
+    "make_store",
+    "protect",
+    "register",
 ]

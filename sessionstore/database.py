@@ -130,6 +130,8 @@ class Database:
                 f"cannot use the database URL {self.url!r}: {error}"
             ) from error
         self._kept: dict[int, _Kept] = {}
+        #: The open transactions of all threads.
+        self.scopes: set[Scope] = set()
         self._threads = _ThreadState()
         self._setup_lock = threading.RLock()
         event.listen(self.engine, "connect", self._configure)
@@ -149,9 +151,7 @@ class Database:
         self, dialect: Any, record: Any, arguments: list[Any], keywords: dict[str, Any]
     ) -> None:
         if dialect.name == "sqlite" and not self._in_memory and not keywords.get("uri"):
-            dialects.prepare_sqlite_file(
-                str(arguments[0]), create=self.options.create
-            )
+            dialects.prepare_sqlite_file(str(arguments[0]), create=self.options.create)
 
     def _configure(self, connection: Any, record: Any) -> None:
         cursor = connection.cursor()
@@ -210,6 +210,10 @@ class Database:
             self._turn = threading.RLock()
         for reset in self.on_reset:
             reset()
+        for scope in self.scopes:
+            for restore in reversed(scope.undo):
+                restore()
+        self.scopes = set()
         self._threads = _ThreadState()
         # An inherited block is still on this thread's stack, so what the child
         # calls inside it must be refused rather than start a transaction anew.
@@ -262,6 +266,7 @@ class Database:
     def _outermost(self) -> Iterator[Connection]:
         kept = self._begin()
         scope = self._threads.scope = Scope(kept.connection)
+        self.scopes.add(scope)
         try:
             try:
                 yield scope.connection
@@ -282,6 +287,7 @@ class Database:
                 ) from scope.doomed_by
             self._commit(scope)
         finally:
+            self.scopes.discard(scope)
             if self._threads.scope is scope:
                 self._threads.scope = None
             kept.users = 0

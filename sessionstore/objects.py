@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Column, bindparam, select
@@ -85,6 +85,12 @@ class ObjectTable:
     def _reset_in_child(self) -> None:
         self._allocator.reset()
         self._loading = threading.RLock()
+        # Whether what the parent's open transactions touched will ever be so, the
+        # child cannot know.
+        for scope in self.database.scopes:
+            for key in scope.pending:
+                if key[0] is self and isinstance(key[1], int):
+                    self._live.pop(key[1], None)
 
     # Setting up
 
@@ -139,7 +145,9 @@ class ObjectTable:
             execute = self.database.execute
             row = execute(connection, self.schema.next_ids).one_or_none()
             if row is None:
-                raise SchemaError(f"the table {self.schema.ids.name!r} has lost its row")
+                raise SchemaError(
+                    f"the table {self.schema.ids.name!r} has lost its row"
+                )
             seen, largest = row
             first = max(seen, (largest or 0) + 1)
             taken = execute(
@@ -177,19 +185,21 @@ class ObjectTable:
     def store(
         self,
         objects: Sequence[object],
-        and_then: Callable[[Connection, Sequence[Record]], None] | None = None,
-    ) -> list[int]:
-        """Write objects with all they refer to, and what ``and_then`` adds."""
+        first: Callable[[Connection, Sequence[Record]], None] | None = None,
+    ) -> Sequence[int]:
+        """Write objects with all they refer to, after what ``first`` writes."""
         self.prepare()
         for attempt in range(1, ATTEMPTS + 1):
             # Encoded before the transaction, so that nobody waits for pickling.
             records = self.encode(objects)
             ids = {id(record.obj): record.id for record in records}
 
-            def work(connection: Connection, records: Sequence[Record] = records) -> None:
+            def work(
+                connection: Connection, records: Sequence[Record] = records
+            ) -> None:
+                if first is not None:
+                    first(connection, records)
                 self.write(connection, records)
-                if and_then is not None:
-                    and_then(connection, records)
 
             try:
                 self.database.write(work)
@@ -297,16 +307,7 @@ class ObjectTable:
         """Mark an object stored, and remember it when the transaction commits."""
         scope = self.database.scope
         assert scope is not None
-        names = ("persistent_id", "_origin")
-        before = {name: getattr(obj, name, None) for name in names}
-        changed = bool(getattr(obj, "changed", False))
-
-        def restore() -> None:
-            _assign(obj, **before)
-            if changed:
-                _assign(obj, changed=True)
-
-        scope.undo.append(restore)
+        self.undo_later(obj, "persistent_id", "_origin")
         if isinstance(obj, Persistable):
             obj.persistent_id = object_id
             obj._origin = self.origin
@@ -315,6 +316,20 @@ class ObjectTable:
             _assign(obj, persistent_id=object_id)
         scope.pending[self, int(object_id)] = obj
         scope.after_commit.append(lambda: self._keep(int(object_id), obj))
+
+    def undo_later(self, obj: object, *names: str) -> None:
+        """Put attributes and the ``changed`` mark back if the transaction fails."""
+        scope = self.database.scope
+        assert scope is not None
+        before = {name: getattr(obj, name, None) for name in names}
+        changed = bool(getattr(obj, "changed", False))
+
+        def restore() -> None:
+            _assign(obj, **before)
+            if isinstance(obj, Persistable):
+                obj.changed = changed or obj.changed
+
+        scope.undo.append(restore)
 
     def note_removed(self, object_id: int) -> None:
         """Forget an object when the transaction commits, and inside it at once."""
@@ -444,6 +459,7 @@ class ObjectTable:
         statement = statement.where(table.c.id > bindparam("after"))
         after = -(2**63)
         while True:
+
             def work(connection: Connection, after: int = after) -> Sequence[Any]:
                 return self.database.execute(
                     connection, statement, {"after": after}

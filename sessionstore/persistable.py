@@ -32,6 +32,8 @@ class Persistable:
     _changed: bool = True
     #: Names the store that ``persistent_id`` belongs to.
     _origin: str | None = None
+    #: Which revision of its job this copy was read at or written as.
+    _revision: int | None = None
 
     @property
     def changed(self) -> bool:
@@ -63,7 +65,9 @@ class Persistable:
 
 
 #: What a store notes on an object about the object's row; never part of a payload.
-_BOOKKEEPING = frozenset({"persistent_id", "changed", "_changed", "_origin"})
+_BOOKKEEPING = frozenset(
+    {"persistent_id", "changed", "_changed", "_origin", "_revision"}
+)
 
 
 def _without_bookkeeping(attributes: dict[str, object] | None) -> dict[str, object]:

@@ -323,7 +323,9 @@ class Schema:
         config.set_main_option("script_location", str(folder).replace("%", "%%"))
         scripts = ScriptDirectory.from_config(config)
         with EnvironmentContext(
-            config, scripts, fn=lambda revision, _: scripts._upgrade_revs("head", revision)
+            config,
+            scripts,
+            fn=lambda revision, _: scripts._upgrade_revs("head", revision),
         ) as environment:
             environment.configure(
                 connection=connection,

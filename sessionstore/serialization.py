@@ -55,9 +55,7 @@ class Serializer(Protocol):
     ) -> bytes:
         """Return ``obj`` as bytes; what ``persistent_id`` knows, as that only."""
 
-    def loads(
-        self, payload: bytes, persistent_load: Callable[[Any], object]
-    ) -> object:
+    def loads(self, payload: bytes, persistent_load: Callable[[Any], object]) -> object:
         """Return the object; ``persistent_load`` gives those that stand outside."""
 
 
@@ -89,9 +87,7 @@ class PickleSerializer:
         pickler.dump(obj)
         return buffer.getvalue()
 
-    def loads(
-        self, payload: bytes, persistent_load: Callable[[Any], object]
-    ) -> object:
+    def loads(self, payload: bytes, persistent_load: Callable[[Any], object]) -> object:
         """Return the object that was pickled."""
         unpickler = _Unpickler(io.BytesIO(payload))
         unpickler.persistent_load = persistent_load
@@ -115,6 +111,9 @@ class Row:
 
     payload: bytes | None
     state: str | None
+    #: Of the object's job, where a session reads it.
+    revision: int | None = None
+    returncode: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -374,7 +373,7 @@ def fill(target: object, source: object) -> None:
         kept = {
             name: value
             for name, value in target.__dict__.items()
-            if name in {"persistent_id", "_origin"}
+            if name in {"persistent_id", "_origin", "_revision"}
         }
         target.__dict__.clear()
         target.__dict__.update(source.__dict__)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from sqlalchemy.engine import URL
 
@@ -52,14 +52,14 @@ class Store(ABC):
         # An empty store is a store: ``if store:`` must not depend on its length.
         return True
 
-    def _refuse_to_be_stored(self) -> None | NoReturn:
+    def _refuse_to_be_stored(self) -> None:
         """Raise EncodeError if this is called to make part of a payload."""
         if is_encoding():
             raise EncodeError(
                 f"{self!r} is inside an object to be stored; a store cannot be part "
                 "of what it stores: leave it out in the object's __getstate__"
             )
-        return None
+        return
 
 
 _constructors: dict[str, Callable[..., Any]] = {}

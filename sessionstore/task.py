@@ -110,4 +110,6 @@ class Task(Persistable):
     def __repr__(self) -> str:
         run = self.__dict__.get("execution")
         state = getattr(run, "state", "no execution")
-        return f"<{type(self).__name__} {self.jobname!r} id={self.persistent_id} {state}>"
+        return (
+            f"<{type(self).__name__} {self.jobname!r} id={self.persistent_id} {state}>"
+        )

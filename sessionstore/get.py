@@ -1,0 +1,246 @@
+"""Accessors: functions that fetch one part of an object, put together like a path.
+
+They are made to be the functions of a store's ``extra_fields``: they compare,
+print, copy and pickle, which a lambda does not.
+"""
+
+from __future__ import annotations
+
+from functools import reduce
+from typing import Any, Final, Protocol, final
+
+__all__ = ["GET", "GetAttribute", "GetItem", "GetOnly"]
+
+
+class Function(Protocol):
+    """Any callable of one object."""
+
+    def __call__(self, obj: Any, /) -> Any:
+        """Return what the accessor goes on with."""
+
+
+@final
+class _Missing:
+    """Stands for "no default was given", as None is a default like any other."""
+
+    def __repr__(self) -> str:
+        return "<no default>"
+
+    def __reduce__(self) -> str:
+        # By name, so that it is the same object in the process that unpickles it.
+        return "_MISSING"
+
+
+_MISSING: Final = _Missing()
+
+
+class Accessor:
+    """A function of one object, which attributes, items and ``ONLY`` make longer.
+
+    Attributes that begin with an underscore are reached by ``GetAttribute("_name")``
+    only: Python itself looks such names up on every object.
+    """
+
+    __slots__ = ("_default", "_xform")
+
+    def __init__(
+        self, xform: Function | None = None, default: object = _MISSING
+    ) -> None:
+        self._xform = xform
+        self._default = default
+
+    def __call__(self, obj: Any, /) -> Any:
+        """Return ``obj`` itself, or what ``xform`` makes of it."""
+        return obj if self._xform is None else self._xform(obj)
+
+    def __getattr__(self, name: str) -> GetAttribute:
+        if name.startswith("_"):
+            raise AttributeError(
+                f"an accessor has no attribute {name!r}; to reach that of an object, "
+                f"write GetAttribute({name!r})"
+            )
+        return GetAttribute(name, self._as_xform(), self._default)
+
+    def __getitem__(self, place: Any) -> GetItem:
+        return GetItem(place, self._as_xform(), self._default)
+
+    # What has __getitem__ can be iterated over, and this one would never end.
+    __iter__ = None
+
+    def ONLY(self, cls: type | tuple[type, ...]) -> GetOnly:
+        """Return the accessor for instances of ``cls``: the default for all others.
+
+        >>> from sessionstore.get import GET
+        >>> first = GET[0].ONLY(list)
+        >>> first(["a", "b"]), first("text")
+        ('a', None)
+        """
+        return GetOnly(cls, self._as_xform(), self._default)
+
+    def _as_xform(self) -> Function | None:
+        return self
+
+    def _place(self) -> tuple[Any, ...]:
+        return ()
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Accessor) or type(self) is not type(other):
+            return NotImplemented
+        return self.__reduce__() == other.__reduce__()
+
+    def __hash__(self) -> int:
+        # Places and defaults may be lists, and are left out for that.
+        return hash((type(self), self._xform))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (*self._place(), self._xform, self._default)
+
+    def __repr__(self) -> str:
+        arguments = [
+            place.__name__ if isinstance(place, type) else repr(place)
+            for place in self._place()
+        ]
+        if self._xform is not None:
+            name = getattr(self._xform, "__qualname__", None)
+            arguments.append(f"xform={name or repr(self._xform)}")
+        if self._default is not _MISSING:
+            arguments.append(f"default={self._default!r}")
+        return f"{type(self).__name__}({', '.join(arguments)})"
+
+
+@final
+class Get(Accessor):
+    """The object itself: where paths begin.
+
+    A ``default`` is handed on to each step of the path.
+
+    >>> from sessionstore.get import Get
+    >>> third = Get(default="none").names[2]
+    >>> third(object())
+    'none'
+    """
+
+    __slots__ = ()
+
+    def __init__(
+        self, xform: Function | None = None, default: object = _MISSING
+    ) -> None:
+        super().__init__(xform, default)
+
+    def _as_xform(self) -> Function | None:
+        return self._xform
+
+    def __repr__(self) -> str:
+        plain = self._xform is None and self._default is _MISSING
+        return "GET" if plain else super().__repr__()
+
+
+@final
+class GetAttribute(Accessor):
+    """Return an attribute: ``GetAttribute("a.b")(obj)`` is ``obj.a.b``.
+
+    ``xform`` comes first: ``GetAttribute("a", xform=f)(obj)`` is ``f(obj).a``.  With
+    ``default`` that is returned where there is no such attribute; without it the
+    AttributeError goes through.
+
+    >>> from sessionstore import Task
+    >>> from sessionstore.get import GetAttribute
+    >>> GetAttribute("execution.info")(Task())
+    ''
+    >>> GetAttribute("colour", default="grey")(Task())
+    'grey'
+    """
+
+    __slots__ = ("_name",)
+
+    def __init__(
+        self, name: str, xform: Function | None = None, default: object = _MISSING
+    ) -> None:
+        super().__init__(xform, default)
+        self._name = name
+
+    def __call__(self, obj: Any, /) -> Any:
+        """Return the attribute of ``obj``."""
+        try:
+            return reduce(getattr, self._name.split("."), super().__call__(obj))
+        except AttributeError:
+            if self._default is _MISSING:
+                raise
+            return self._default
+
+    def _place(self) -> tuple[Any, ...]:
+        return (self._name,)
+
+
+@final
+class GetItem(Accessor):
+    """Return an item: ``GetItem(place)(obj)`` is ``obj[place]``.
+
+    ``xform`` comes first: ``GetItem(0, xform=f)(obj)`` is ``f(obj)[0]``.  With
+    ``default`` that is returned where there is no such item; without it the KeyError
+    or IndexError goes through.
+
+    >>> from sessionstore.get import GetItem
+    >>> GetItem(1, xform=str.upper)("abc")
+    'B'
+    >>> GetItem("colour", default="grey")({})
+    'grey'
+    """
+
+    __slots__ = ("_item",)
+
+    def __init__(
+        self, place: Any, xform: Function | None = None, default: object = _MISSING
+    ) -> None:
+        super().__init__(xform, default)
+        self._item = place
+
+    def __call__(self, obj: Any, /) -> Any:
+        """Return the item of ``obj``."""
+        try:
+            return super().__call__(obj)[self._item]
+        except (KeyError, IndexError):
+            if self._default is _MISSING:
+                raise
+            return self._default
+
+    def _place(self) -> tuple[Any, ...]:
+        return (self._item,)
+
+
+@final
+class GetOnly(Accessor):
+    """Return ``xform(obj)`` for instances of a class, and the default for all others.
+
+    Without ``default`` that is None.
+
+    >>> from sessionstore import Task
+    >>> from sessionstore.get import GET, GetOnly
+    >>> name = GetOnly(Task, GET.jobname, default="no task")
+    >>> name(Task("count")), name("count")
+    ('count', 'no task')
+    """
+
+    __slots__ = ("_cls",)
+
+    def __init__(
+        self,
+        cls: type | tuple[type, ...],
+        xform: Function | None = None,
+        default: object = _MISSING,
+    ) -> None:
+        super().__init__(xform, default)
+        self._cls = cls
+
+    def __call__(self, obj: Any, /) -> Any:
+        """Return what ``xform`` makes of ``obj``, if it is an instance."""
+        if isinstance(obj, self._cls):
+            return super().__call__(obj)
+        return None if self._default is _MISSING else self._default
+
+    def _place(self) -> tuple[Any, ...]:
+        return (self._cls,)
+
+
+#: Where paths begin: ``GET.a[0].b`` is a function of an object ``x``: ``x.a[0].b``.
+GET: Final = Get()

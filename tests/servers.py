@@ -1,0 +1,159 @@
+"""Database servers of the tests' own: fresh folders, loopback only, ended by PID."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from glob import glob
+from pathlib import Path
+
+import psycopg
+import pymysql
+
+
+@dataclass
+class Server:
+    """One running server."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+    folder: Path
+    stop_signal: int = field(default=15)
+
+    def stop(self) -> None:
+        """End the server and remove its data."""
+        self.process.send_signal(self.stop_signal)
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def postgresql_binary(name: str) -> str | None:
+    """Return the newest installed server program of this name."""
+    found = shutil.which(name)
+    return found or max(glob(f"/usr/lib/postgresql/*/bin/{name}"), default=None)
+
+
+def mariadb_binary(name: str) -> str | None:
+    """Return a MariaDB program, also from folders that only root has on PATH."""
+    return shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")
+
+
+def start_postgresql() -> Server:
+    """Start PostgreSQL on a free loopback port."""
+    initdb, postgres = postgresql_binary("initdb"), postgresql_binary("postgres")
+    assert initdb is not None
+    assert postgres is not None
+    folder, user = _folder("postgres")
+    data, port = folder / "data", _free_port()
+    subprocess.run(
+        [initdb, "-D", data, "-U", "tester", "-A", "trust", "-E", "UTF8"]
+        + ["--locale=C.UTF-8", "--no-sync"],
+        check=True,
+        capture_output=True,
+        user=user,
+    )
+    settings = {
+        "listen_addresses": "127.0.0.1",
+        "port": port,
+        "unix_socket_directories": folder,
+        "max_connections": 200,
+        "deadlock_timeout": "200ms",
+    }
+    arguments = [part for k, v in settings.items() for part in ("-c", f"{k}={v}")]
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [postgres, "-D", data, *arguments], stdout=log, stderr=log, user=user
+        )
+    # SIGINT is PostgreSQL's fast shutdown, which does not wait for clients.
+    server = Server(f"tester@127.0.0.1:{port}", process, folder, stop_signal=2)
+    _wait(
+        server, lambda: psycopg.connect(f"postgresql://{server.url}/postgres").close()
+    )
+    return server
+
+
+def start_mariadb() -> Server:
+    """Start MariaDB on a free loopback port."""
+    install, mariadbd = mariadb_binary("mariadb-install-db"), mariadb_binary("mariadbd")
+    assert install is not None
+    assert mariadbd is not None
+    folder, user = _folder("mysql")
+    data, port = folder / "data", _free_port()
+    # A tmpdir of its own: a server that starts clears its neighbour's.
+    temporary = folder / "tmp"
+    temporary.mkdir()
+    if user is not None:
+        shutil.chown(temporary, user)
+    common = ["--no-defaults", f"--datadir={data}", f"--tmpdir={temporary}"]
+    subprocess.run(
+        [install, *common, "--auth-root-authentication-method=normal"]
+        + ["--skip-test-db"],
+        check=True,
+        capture_output=True,
+        user=user,
+    )
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [
+                mariadbd,
+                *common,
+                f"--port={port}",
+                "--bind-address=127.0.0.1",
+                f"--socket={folder}/socket",
+                f"--pid-file={folder}/pid",
+                "--max-allowed-packet=256M",
+                "--innodb-log-file-size=512M",
+                "--max-connections=200",
+            ],
+            stdout=log,
+            stderr=log,
+            user=user,
+        )
+    server = Server(f"root@127.0.0.1:{port}", process, folder)
+    _wait(
+        server,
+        lambda: pymysql.connect(host="127.0.0.1", port=port, user="root").close(),
+    )
+    return server
+
+
+def _folder(user: str) -> tuple[Path, str | None]:
+    folder = Path(tempfile.mkdtemp(prefix="sessionstore-"))
+    if os.geteuid() != 0:
+        return folder, None
+    # Both servers refuse to run as root; their packages bring users of their own.
+    account = pwd.getpwnam(user)
+    os.chown(folder, account.pw_uid, account.pw_gid)
+    return folder, user
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _wait(server: Server, connect: Callable[[], None]) -> None:
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            connect()
+            return
+        except (psycopg.OperationalError, pymysql.OperationalError):
+            if server.process.poll() is not None or time.monotonic() > deadline:
+                log = (server.folder / "log").read_text(errors="replace")
+                server.stop()
+                raise RuntimeError(f"a server did not start:\n{log}") from None
+            time.sleep(0.05)

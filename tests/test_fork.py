@@ -1,0 +1,201 @@
+"""G4: parent and children go on after a fork, each on connections of its own."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+
+import pytest
+from sqlalchemy import create_engine, text
+
+from sessionstore import ForkError, SqlStore, Task, protect
+
+
+def write(store: SqlStore, number: int) -> None:
+    for _ in range(number):
+        store.save(Task())
+
+
+def test_parent_and_four_children_write_at_once(database_url, fork) -> None:
+    """G4, G5: no row is lost and no ID is given twice."""
+    store = SqlStore(database_url)
+    write(store, 3)
+    children = [fork(lambda: write(store, 40)) for _ in range(4)]
+    write(store, 40)
+    for child in children:
+        child.wait()
+    assert len(store) == len(set(store.list())) == 203
+
+
+def test_grandchild_writes(database_url, fork) -> None:
+    """G4: after nested forks all three generations write."""
+    store = SqlStore(database_url)
+    write(store, 1)
+
+    def child() -> None:
+        write(store, 5)
+        grandchild = fork(lambda: write(store, 5))
+        write(store, 5)
+        grandchild.wait()
+
+    running = fork(child)
+    write(store, 5)
+    running.wait()
+    assert len(store) == 21
+
+
+def test_inherited_transaction_is_refused(database_url, fork) -> None:
+    """G4: the child's use of it is ForkError, and the parent's commit holds all."""
+    store = SqlStore(database_url)
+
+    def child() -> None:
+        with pytest.raises(ForkError):
+            store.save(Task())
+        with pytest.raises(ForkError):
+            len(store)
+
+    with store.transaction() as connection:
+        store.save(Task("before"))
+        fork(child).wait()
+        connection.execute(text("SELECT 1"))
+        store.save(Task("after"))
+    assert len(store) == 2
+
+
+def test_exception_unwinds_an_inherited_block(database_url, fork) -> None:
+    """G4: SystemExit passes through, and nothing reaches the parent's transaction."""
+    store = SqlStore(database_url)
+    is_sqlite = database_url.startswith("sqlite")
+
+    def leave(parent: int) -> None:
+        with store.transaction():
+            store.save(Task("parent's"))
+            if os.getpid() == parent:
+                running.append(fork(child))
+                running[0].wait()
+                return
+            raise SystemExit(3)
+
+    def child() -> None:
+        raise Unwind
+
+    class Unwind(Exception):
+        pass
+
+    running: list = []
+    leave(os.getpid())
+    assert len(store) == 1
+
+    with store.transaction():
+        store.save(Task("parent's"))
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            try:
+                try:
+                    store.transaction().__enter__()
+                except ForkError:
+                    status = 0
+            finally:
+                os._exit(status)
+        assert os.waitpid(pid, 0)[1] == 0
+    assert len(store) == 2
+    assert is_sqlite or True
+
+
+def test_fork_while_threads_write(database_url, fork) -> None:
+    """G4: the child's store works though other threads were in the middle of calls."""
+    store = SqlStore(database_url)
+    write(store, 1)
+    done = threading.Event()
+    written = [0, 0]
+
+    def busy(place: int) -> None:
+        while not done.is_set():
+            write(store, 1)
+            written[place] += 1
+
+    threads = [threading.Thread(target=busy, args=(n,)) for n in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(10):
+            fork(lambda: write(store, 2)).wait()
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+    assert len(store) == 1 + sum(written) + 20
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_multiprocessing_hands_the_store_over(database_url, method) -> None:
+    """G4: a store is an argument of a process by all three methods."""
+    store = SqlStore(database_url)
+    write(store, 1)
+    context = multiprocessing.get_context(method)
+    processes = [context.Process(target=write, args=(store, 5)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    write(store, 5)
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    assert len(store) == 16
+
+
+def test_protected_engine_works_on_both_sides(database_url, fork) -> None:
+    """G4: a user's own engine is as safe as a store's."""
+    engine = protect(create_engine(database_url))
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE t (x INTEGER)"))
+
+    def add() -> None:
+        with engine.begin() as connection:
+            connection.execute(text("INSERT INTO t VALUES (1)"))
+
+    children = [fork(add) for _ in range(3)]
+    add()
+    for child in children:
+        child.wait()
+    with engine.connect() as connection:
+        assert connection.execute(text("SELECT count(*) FROM t")).scalar() == 4
+    engine.dispose()
+
+
+def test_inherited_connection_of_a_protected_engine_is_refused(
+    database_url, fork
+) -> None:
+    """G4: using it is ForkError; the parent's transaction lives on."""
+    engine = protect(create_engine(database_url))
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE t (x INTEGER)"))
+    with engine.begin() as connection:
+        connection.execute(text("INSERT INTO t VALUES (1)"))
+
+        def child() -> None:
+            with pytest.raises(ForkError):
+                connection.execute(text("INSERT INTO t VALUES (2)"))
+
+        fork(child).wait()
+        connection.execute(text("INSERT INTO t VALUES (3)"))
+    with engine.connect() as connection:
+        rows = connection.execute(text("SELECT x FROM t ORDER BY x")).scalars().all()
+    assert rows == [1, 3]
+    engine.dispose()
+
+
+@pytest.mark.backends("sqlite")
+def test_memory_database_is_refused_in_the_child(fork, backend) -> None:
+    """G4: an in-memory database stays the parent's."""
+    store = SqlStore("sqlite://")
+    write(store, 2)
+
+    def child() -> None:
+        with pytest.raises(ForkError, match="in-memory"):
+            store.save(Task())
+
+    fork(child).wait()
+    write(store, 1)
+    assert len(store) == 3

@@ -1,0 +1,301 @@
+"""SqlStore keeps objects, their graphs and their states."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Column, Integer, String, create_engine, text
+
+from sessionstore import (
+    ConfigurationError,
+    DecodeError,
+    EncodeError,
+    NotFoundError,
+    SchemaError,
+    SqlStore,
+    State,
+    StoreError,
+    Task,
+)
+
+
+@pytest.fixture
+def store(database_url: str) -> SqlStore:
+    return SqlStore(database_url)
+
+
+def test_object_comes_back_as_it_was_saved(store: SqlStore) -> None:
+    """G1: what save returned for is read again from the database."""
+    id_ = store.save(Task("count", path="/etc/passwd"))
+    store.invalidate_cache()
+    task = store.load(id_)
+    assert (task.jobname, task.path, task.persistent_id) == (
+        "count",
+        "/etc/passwd",
+        id_,
+    )
+    assert not task.changed
+
+
+def test_live_object_is_the_same_each_time(store: SqlStore) -> None:
+    """A process has one object for an ID while somebody holds it."""
+    task = Task()
+    assert store.load(store.save(task)) is task
+    store.invalidate_cache()
+    again = store.load(task.persistent_id)
+    assert again is not task
+    assert store.load(task.persistent_id) is again
+
+
+def test_saving_again_keeps_the_id(store: SqlStore) -> None:
+    """A known object's row is updated in place."""
+    task = Task()
+    id_ = store.save(task)
+    task.execution.state = State.RUNNING
+    task.colour = "blue"
+    assert task.changed
+    assert store.save(task) == id_
+    store.invalidate_cache()
+    assert store.load(id_).colour == "blue"
+    assert store.counts() == {"RUNNING": 1}
+    assert list(store.list()) == [id_]
+
+
+def test_graph_with_cycle_and_shared_child_comes_back(store: SqlStore) -> None:
+    """G2: every object of a graph has a row, and references find it."""
+    shared = Task("shared")
+    one, two = Task("one", child=shared), Task("two", child=shared)
+    one.other, two.other, one.me = two, one, one
+    id_ = store.save(one)
+    assert len(store) == 3
+    store.invalidate_cache()
+    loaded = store.load(id_)
+    assert loaded.me is loaded
+    assert loaded.other.other is loaded
+    assert loaded.child is loaded.other.child
+    assert loaded.child.jobname == "shared"
+
+
+def test_long_chain_comes_back(store: SqlStore) -> None:
+    """No recursion limits the length of a chain."""
+    first = last = Task("0")
+    for number in range(3000):
+        last.next = Task(str(number + 1))
+        last = last.next
+    id_ = store.save(first)
+    store.invalidate_cache()
+    length, task = 0, store.load(id_)
+    while hasattr(task, "next"):
+        length, task = length + 1, task.next
+    assert length == 3000
+
+
+def test_nothing_of_a_graph_is_stored_when_a_part_cannot(store: SqlStore) -> None:
+    """G2: an object that cannot be pickled leaves no row of its graph."""
+    good, bad = Task("good"), Task("bad", function=lambda: None)
+    bad.child = good
+    with pytest.raises(EncodeError, match="lambda"):
+        store.save(bad)
+    assert len(store) == 0
+    assert good.persistent_id is None
+    assert good.changed
+
+
+def test_store_inside_an_object_is_refused(store: SqlStore) -> None:
+    """A store in the graph is an EncodeError that says what to do."""
+    with pytest.raises(EncodeError, match="cannot be part of what it stores"):
+        store.save(Task(store=store))
+
+
+def test_rollback_puts_objects_back(store: SqlStore) -> None:
+    """G2: after a rollback IDs, marks and the cache are as before."""
+    old = Task("old")
+    old_id = store.save(old)
+    old.colour = "blue"
+    new = Task("new")
+
+    def fail() -> None:
+        with store.transaction():
+            store.save(new)
+            store.save(old)
+            assert store.load(new.persistent_id) is new
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert (new.persistent_id, new.changed) == (None, True)
+    assert old.changed
+    assert store.load(old_id) is old
+    assert list(store.list()) == [old_id]
+
+
+def test_error_in_inner_block_dooms_the_outer(store: SqlStore) -> None:
+    """G2: half of a transaction is never committed."""
+
+    def outer() -> None:
+        with store.transaction():
+            store.save(Task())
+            with pytest.raises(ZeroDivisionError), store.transaction():
+                raise ZeroDivisionError
+
+    with pytest.raises(StoreError, match="rolled back"):
+        outer()
+    assert len(store) == 0
+
+
+def test_own_rows_commit_with_the_stores(store: SqlStore) -> None:
+    """G2: the yielded connection is in the transaction."""
+    with store.transaction() as connection:
+        connection.execute(text("CREATE TABLE mine (x INTEGER)"))
+    with store.transaction() as connection:
+        store.save(Task())
+        connection.execute(text("INSERT INTO mine VALUES (1)"))
+    with pytest.raises(ZeroDivisionError), store.transaction() as connection:
+        connection.execute(text("INSERT INTO mine VALUES (2)"))
+        raise ZeroDivisionError
+    with store.transaction() as connection:
+        assert connection.execute(text("SELECT x FROM mine")).all() == [(1,)]
+
+
+def test_removed_id_is_never_used_again(store: SqlStore, database_url: str) -> None:
+    """G5: not by this store, nor by one opened later."""
+    task = Task()
+    id_ = store.save(task)
+    store.remove(id_)
+    assert id_ not in store
+    with pytest.raises(NotFoundError):
+        store.load(id_)
+    assert store.save(task) != id_
+    assert SqlStore(database_url).save(Task()) not in {id_, task.persistent_id}
+
+
+def test_replace_makes_a_copy(store: SqlStore) -> None:
+    """The row is the object's copy, and the object stays where it is."""
+    first, second = Task("first"), Task("second")
+    store.save_many([first, second])
+    store.replace(first.persistent_id, second)
+    assert store.load(first.persistent_id).jobname == "second"
+    assert second.persistent_id != first.persistent_id
+    with pytest.raises(NotFoundError):
+        store.replace(10**9, second)
+
+
+def test_extra_fields_are_columns(database_url: str) -> None:
+    """A function's result is the column's value, NULL where it raises."""
+    fields = {
+        Column("jobname", String(50)): lambda task: task.jobname,
+        Column("size", Integer): lambda task: task.size,
+    }
+    store = SqlStore(database_url, extra_fields=fields)
+    store.save(Task("a", size=3))
+    store.save(Task("b"))
+    with store.transaction() as connection:
+        rows = connection.execute(text("SELECT jobname, size FROM store ORDER BY id"))
+        assert rows.all() == [("a", 3), ("b", None)]
+
+
+def test_old_table_is_used_as_it_is(database_url: str) -> None:
+    """G8: a table of just id, data, state, with plain pickles in it."""
+    engine = create_engine(database_url)
+    blob = {"postgresql": "BYTEA", "mysql": "BLOB"}.get(engine.dialect.name, "BLOB")
+    with engine.begin() as connection:
+        connection.execute(
+            text(
+                "CREATE TABLE old (id INTEGER PRIMARY KEY NOT NULL, "
+                f"data {blob}, state VARCHAR(128))"
+            )
+        )
+        connection.execute(
+            text("INSERT INTO old VALUES (41, :data, NULL)"),
+            {"data": pickle.dumps({"a": 1})},
+        )
+    engine.dispose()
+    store = SqlStore(database_url + "#table=other&table=old")
+    assert store.load(41) == {"a": 1}
+    assert store.save(Task()) > 41
+    assert store.counts() == {"UNKNOWN": 1, "NEW": 1}
+
+
+def test_table_that_lacks_a_column_is_named(database_url: str) -> None:
+    """A SchemaError names table and column at first use."""
+    engine = create_engine(database_url)
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE store (id INTEGER PRIMARY KEY)"))
+    engine.dispose()
+    with pytest.raises(SchemaError, match=r"'store' lacks the column 'data'"):
+        SqlStore(database_url).save(Task())
+
+
+def test_nothing_is_created_unless_asked(database_url: str) -> None:
+    """create=False makes neither table nor file."""
+    store = SqlStore(database_url, create=False)
+    with pytest.raises(SchemaError):
+        store.save(Task())
+    if store.url.get_backend_name() == "sqlite":
+        assert not Path(str(store.url.database)).exists()
+
+
+def test_unreadable_object_stays_and_is_named(store: SqlStore) -> None:
+    """G7: DecodeError carries the ID, and the row is as it was."""
+    task = Task("torn")
+    id_ = store.save(task)
+    with store.transaction() as connection:
+        connection.execute(text("UPDATE store SET data = :d"), {"d": b"\x80\x05junk"})
+    store.invalidate_cache()
+    with pytest.raises(DecodeError, match=f"object {id_}") as caught:
+        store.load(id_)
+    assert caught.value.id == id_
+    assert id_ in store
+
+
+def test_iteration_goes_on_while_its_body_writes(store: SqlStore) -> None:
+    """A loop over more than a page may write to what it loops over."""
+    store.save_many([Task(str(n)) for n in range(1100)])
+    seen = []
+    for task in store.iter_objects():
+        seen.append(task.jobname)
+        if len(seen) <= 3:
+            store.save(Task("late"))
+    assert seen[:1100] == [str(n) for n in range(1100)]
+
+
+@pytest.mark.parametrize("size", [64 * 2**20])
+def test_large_object_comes_back(store: SqlStore, size: int) -> None:
+    """64 MiB fit on every backend."""
+    id_ = store.save(Task(blob=bytes(size)))
+    store.invalidate_cache()
+    assert len(store.load(id_).blob) == size
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("nosuch://x", "nosuch"),
+        ("no url", "no database URL"),
+        ("sqlite+aiosqlite:///x", "asynchronous|not installed"),
+        ("oracle+oracledb://u:secret@h/x", "not installed"),
+    ],
+)
+def test_bad_url_is_named_without_its_password(url: str, said: str) -> None:
+    """G9: a ConfigurationError says what is wrong and keeps the password."""
+    with pytest.raises(ConfigurationError, match=said) as caught:
+        SqlStore(url)
+    assert "secret" not in str(caught.value)
+
+
+def test_file_that_is_no_database_is_named(tmp_path: Path) -> None:
+    """A ConfigurationError names the file, which stays as it is."""
+    path = tmp_path / "notes.txt"
+    path.write_text("no database at all, just some text that is long enough" * 50)
+    before = path.read_bytes()
+    with pytest.raises(ConfigurationError, match=r"notes\.txt"):
+        SqlStore(f"sqlite:///{path}").save(Task())
+    assert path.read_bytes() == before
+
+
+def test_new_sqlite_file_is_its_owners_only(tmp_path: Path) -> None:
+    """G9: mode 0600."""
+    SqlStore(f"sqlite:///{tmp_path}/new.db").save(Task())
+    assert (tmp_path / "new.db").stat().st_mode & 0o777 == 0o600
