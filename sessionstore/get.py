@@ -6,6 +6,7 @@ print, copy and pickle, which a lambda does not.
 
 from __future__ import annotations
 
+from copy import copy
 from functools import reduce
 from typing import Any, Final, Protocol, final
 
@@ -32,6 +33,7 @@ class _Missing:
 
 
 _MISSING: Final = _Missing()
+_NOT_THERE: Final = (AttributeError, KeyError, IndexError)
 
 
 class Accessor:
@@ -78,7 +80,13 @@ class Accessor:
         return GetOnly(cls, self._as_xform(), self._default)
 
     def _as_xform(self) -> Function | None:
-        return self
+        # The last step's default is for the whole path: one that an inner step gave
+        # would be taken for the object, and the outer steps go on with it.
+        if self._default is _MISSING:
+            return self
+        without_default = copy(self)
+        without_default._default = _MISSING
+        return without_default
 
     def _place(self) -> tuple[Any, ...]:
         return ()
@@ -112,7 +120,7 @@ class Accessor:
 class Get(Accessor):
     """The object itself: where paths begin.
 
-    A ``default`` is handed on to each step of the path.
+    A ``default`` is for the whole path, whichever step of it is not there.
 
     >>> from sessionstore.get import Get
     >>> third = Get(default="none").names[2]
@@ -140,8 +148,8 @@ class GetAttribute(Accessor):
     """Return an attribute: ``GetAttribute("a.b")(obj)`` is ``obj.a.b``.
 
     ``xform`` comes first: ``GetAttribute("a", xform=f)(obj)`` is ``f(obj).a``.  With
-    ``default`` that is returned where there is no such attribute; without it the
-    AttributeError goes through.
+    ``default`` that is returned where it, or what ``xform`` looks for, is not there;
+    without it the AttributeError goes through.
 
     >>> from sessionstore import Task
     >>> from sessionstore.get import GetAttribute
@@ -163,7 +171,7 @@ class GetAttribute(Accessor):
         """Return the attribute of ``obj``."""
         try:
             return reduce(getattr, self._name.split("."), super().__call__(obj))
-        except AttributeError:
+        except _NOT_THERE:
             if self._default is _MISSING:
                 raise
             return self._default
@@ -177,8 +185,8 @@ class GetItem(Accessor):
     """Return an item: ``GetItem(place)(obj)`` is ``obj[place]``.
 
     ``xform`` comes first: ``GetItem(0, xform=f)(obj)`` is ``f(obj)[0]``.  With
-    ``default`` that is returned where there is no such item; without it the KeyError
-    or IndexError goes through.
+    ``default`` that is returned where it, or what ``xform`` looks for, is not there;
+    without it the KeyError or IndexError goes through.
 
     >>> from sessionstore.get import GetItem
     >>> GetItem(1, xform=str.upper)("abc")
@@ -199,7 +207,7 @@ class GetItem(Accessor):
         """Return the item of ``obj``."""
         try:
             return super().__call__(obj)[self._item]
-        except (KeyError, IndexError):
+        except _NOT_THERE:
             if self._default is _MISSING:
                 raise
             return self._default

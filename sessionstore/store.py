@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy.engine import URL
@@ -74,7 +74,12 @@ def register(scheme: str, constructor: Callable[..., Any]) -> None:
     >>> make_store("memory://")
     {}
     """
-    _constructors[scheme] = constructor
+    if not scheme or "+" in scheme:
+        raise ConfigurationError(
+            f"{scheme!r} cannot be registered: the scheme is what a URL has before "
+            "its first '+' or ':'"
+        )
+    _constructors[scheme.lower()] = constructor
 
 
 def register_fallback(
@@ -86,7 +91,7 @@ def register_fallback(
     _fallbacks.append((accepts, constructor, examples))
 
 
-def make_store(uri: str | Path | Url | URL, *args: Any, **kw: Any) -> Any:
+def make_store(uri: str | os.PathLike[str] | Url | URL, *args: Any, **kw: Any) -> Any:
     """Return the store that a URL or a plain path names.
 
     The scheme up to its ``+`` decides: what was given to ``register``; ``file``, or
@@ -99,11 +104,8 @@ def make_store(uri: str | Path | Url | URL, *args: Any, **kw: Any) -> Any:
     >>> make_store("sqlite:///tasks.db").__class__.__name__
     'SqlStore'
     """
-    if isinstance(uri, URL):
-        drivername = uri.drivername
-    else:
-        drivername = Url(uri).scheme
-    scheme = drivername.partition("+")[0]
+    drivername = uri.drivername if isinstance(uri, URL) else Url(uri).scheme
+    scheme = drivername.partition("+")[0].lower()
     if scheme in _constructors:
         return _constructors[scheme](uri, *args, **kw)
     for accepts, constructor, _ in _fallbacks:
@@ -111,6 +113,6 @@ def make_store(uri: str | Path | Url | URL, *args: Any, **kw: Any) -> Any:
             return constructor(uri, *args, **kw)
     known = sorted({*_constructors, *(name for f in _fallbacks for name in f[2])})
     raise ConfigurationError(
-        f"there is no kind of store for the scheme {scheme!r}; known are "
+        f"there is no kind of store for the scheme {drivername!r}; known are "
         f"{', '.join(known)}, and whatever else SQLAlchemy can load"
     )

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+import re
 from typing import Any
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from sessionstore.errors import ConfigurationError
 
 __all__ = ["Url"]
+
+#: What urlsplit drops without a word.
+_STRIPPED = re.compile(r"[\x00-\x1f]|^ | $")
+#: What would mean something else in a URL than it does in a path.
+_SPECIAL = re.compile(r"[\x00-\x1f%#?]|^ | $")
+_IN_QUERY = re.compile(r"(?i)([?&](?:password|passwd|pwd|passfile)=)[^&#]*")
+_UNPARSED = re.compile(r"(?s)(//[^:/@]*):.*@")
 
 
 class Url:
@@ -35,18 +42,24 @@ class Url:
     _parts: SplitResult
     _port: int | None
 
-    def __init__(self, value: str | Path | Url) -> None:
-        text = value.geturl() if isinstance(value, Url) else str(value)
+    def __init__(self, value: str | os.PathLike[str] | Url) -> None:
+        text = value.geturl() if isinstance(value, Url) else os.fspath(value)
         if not text:
             raise ConfigurationError("an empty string is no URL")
-        if ":" not in text.partition("/")[0]:
-            text = f"file://{os.path.abspath(text)}"
+        if isinstance(value, os.PathLike) or ":" not in text.partition("/")[0]:
+            text = f"file://{_quote(os.path.abspath(text))}"
         try:
             parts = urlsplit(text)
             port = parts.port
-        except ValueError as error:
+            if not parts.scheme or _STRIPPED.search(text):
+                raise ValueError
+        except ValueError:
+            # The library's own message quotes what it took for the port, which is
+            # a piece of the password where that has a slash in it.
             raise ConfigurationError(
-                f"{_hide(text, None)!r} is no URL: {str(error).split(':')[0]}"
+                f"{_hide(text, None)!r} is no URL: write it like scheme://user:password"
+                "@host:port/name#fragment, with a number for the port and with /, ?, "
+                "#, @ and % in the user's name and password percent-encoded"
             ) from None
         object.__setattr__(self, "_text", text)
         object.__setattr__(self, "_parts", parts)
@@ -122,12 +135,17 @@ class Url:
         return Url, (self._text,)
 
 
+def _quote(path: str) -> str:
+    return _SPECIAL.sub(lambda match: f"%{ord(match[0]):02X}", path)
+
+
 def _hide(text: str, parts: SplitResult | None) -> str:
-    if parts is None:
-        head, at, tail = text.rpartition("@")
-        return f"***@{tail}" if at else text
-    if parts.password is None:
+    text = _IN_QUERY.sub(r"\1***", text)
+    if parts is not None and parts.scheme == "file":
         return text
-    credentials, _, host = parts.netloc.rpartition("@")
-    user = credentials.partition(":")[0]
-    return text.replace(f"{credentials}@{host}", f"{user}:***@{host}", 1)
+    if parts is not None and parts.password is not None:
+        credentials = parts.netloc.rpartition("@")[0]
+        user = credentials.partition(":")[0]
+        return text.replace(f"//{credentials}@", f"//{user}:***@", 1)
+    # An "@" further on may end a password with an unencoded slash in it.
+    return _UNPARSED.sub(r"\1:***@", text)

@@ -1,0 +1,431 @@
+"""Objects in the files of one folder."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+import re
+import secrets
+import threading
+import warnings
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, NoReturn
+from urllib.parse import unquote
+
+from sessionstore.errors import (
+    ConfigurationError,
+    ConflictError,
+    NotFoundError,
+    StoreError,
+    StoreUnavailableError,
+)
+from sessionstore.ids import IdFactory, IdSource
+from sessionstore.persistable import Persistable
+from sessionstore.serialization import (
+    PickleSerializer,
+    Record,
+    Row,
+    Serializer,
+    decode,
+    encode,
+)
+from sessionstore.store import Store, register
+from sessionstore.url import Url
+
+__all__ = ["FilesystemStore"]
+
+_OPTIONS_OF_OTHERS = frozenset(
+    "table_name extra_fields create synchronous busy_timeout engine_options".split()
+)
+#: How an ID is written as a file's name; anything else in the folder is no object.
+_NAME = re.compile(r"0|-?[1-9][0-9]*")
+#: How often another ID is asked for where a file has it already.
+ATTEMPTS = 10
+
+_PASSING = frozenset(
+    {
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EIO,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENOMEM,
+        errno.ESTALE,
+        errno.ETIMEDOUT,
+    }
+)
+
+
+class FilesystemStore(Store):
+    """Save and load objects in a folder, each as a pickle in one file.
+
+    A file's name is its object's ID.  It is written under a temporary name, synced
+    and renamed, so that readers see the old object or the new one, whole, and that
+    it survives a power cut when ``save`` has returned (G1).  The folder is created,
+    for its owner only, at the first save.
+
+    Files do not change together.  In a graph all files are written first and then
+    put in their places, the new objects' before those that refer to them, the one
+    given last.  A crash in between may leave new objects that nothing refers to, and
+    some of the changed ones in their former version; for graphs that must change as
+    a whole, use an ``SqlStore``.  Nor is there a check for changes that somebody else
+    made: the last writer wins.
+
+    ``idfactory`` is an object whose ``new(obj)`` returns an integer that no object
+    ever had.  The default draws 63 random bits from the system, so that processes,
+    forks and hosts that share the folder need not know of each other (G5).
+
+    Options: ``protocol`` (pickle's), ``serializer`` (instead of pickle).  Those of
+    ``SqlStore`` are ignored, and any other is too, with a warning.
+
+    The constructor touches no file.
+
+    Raises ConfigurationError for a URL that names no folder of this host.
+
+    >>> from sessionstore import FilesystemStore, Task
+    >>> store = FilesystemStore("tasks")
+    >>> id_ = store.save(Task("count", path="/etc/passwd"))
+    >>> store.load(id_).path
+    '/etc/passwd'
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str] | Url,
+        idfactory: IdSource | None = None,
+        protocol: int = pickle.HIGHEST_PROTOCOL,
+        *,
+        serializer: Serializer | None = None,
+        **extra_args: object,
+    ) -> None:
+        for name in sorted(extra_args.keys() - _OPTIONS_OF_OTHERS):
+            warnings.warn(
+                f"FilesystemStore has no option {name!r}; it is ignored", stacklevel=2
+            )
+        # Made absolute because a daemon changes its working directory.
+        self.directory = os.path.abspath(_path_of(directory))
+        # What pickling takes to make this store again in another process.
+        self._recipe = {
+            "directory": self.directory,
+            "idfactory": idfactory,
+            "protocol": protocol,
+            "serializer": serializer,
+        }
+        if idfactory is None:
+            idfactory = IdFactory()
+        if isinstance(idfactory, IdFactory):
+            idfactory = idfactory.bind(_random_id)
+        self._idfactory = idfactory
+        self._serializer = serializer or PickleSerializer(protocol)
+        self._origin = f"file://{self.directory}"
+        self._live: weakref.WeakValueDictionary[int, Any] = (
+            weakref.WeakValueDictionary()
+        )
+        self._pid = os.getpid()
+        self._lock = threading.RLock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        self._refuse_to_be_stored()
+        return _from_recipe, (type(self), self._recipe)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.directory!r}>"
+
+    # The store's methods
+
+    def save(self, obj: object) -> int:
+        """Write an object, new or again, and return its ID.
+
+        ``Persistable`` objects inside it, if new or ``changed``, are written to files
+        of their own; see the class for what a crash in between may leave.
+
+        Raises EncodeError if something in it cannot be stored, and NotFoundError if
+        it was stored here before and has been removed; nothing is written then.
+        """
+        records = encode(
+            [obj],
+            known_id=self._known_id,
+            new_id=self._new_id,
+            serializer=self._serializer,
+        )
+        self._write(records)
+        for record in records:
+            self._adopt(record.obj, record.id)
+        return next(record.id for record in records if record.obj is obj)
+
+    def load(self, id_: object) -> Any:
+        """Return the object with this ID.
+
+        While somebody in this process holds it, it is the same object each time.
+
+        Raises NotFoundError if there is none, and DecodeError if there is one that
+        cannot be read.
+        """
+        key = _key_of(id_)
+        with self._loading():
+            live = self._live.get(key)
+            if live is not None:
+                return live
+            decoded = decode(
+                [key],
+                fetch=self._fetch,
+                live=self._live.get,
+                serializer=self._serializer,
+            )
+            if key in decoded.errors:
+                raise decoded.errors[key]
+            for object_id, obj in decoded.objects.items():
+                self._adopt(obj, object_id)
+            return decoded.objects[key]
+
+    def replace(self, id_: object, obj: object) -> None:
+        """Make the object with this ID a copy of ``obj``.
+
+        ``obj`` itself stays what and where it is.
+
+        Raises NotFoundError if there is no object with this ID.
+        """
+        key = _key_of(id_)
+        records = encode(
+            [obj],
+            known_id=lambda o: key if o is obj else self._known_id(o),
+            new_id=self._new_id,
+            serializer=self._serializer,
+        )
+        self._write(records)
+        for record in records:
+            if record.obj is not obj:
+                self._adopt(record.obj, record.id)
+        self._live.pop(key, None)
+
+    def remove(self, id_: object) -> None:
+        """Remove the object with this ID.  Raises NotFoundError if there is none."""
+        key = _key_of(id_)
+        with self._translated():
+            try:
+                os.unlink(self._path(key))
+            except FileNotFoundError:
+                raise _not_found(key) from None
+            _sync_folder(self.directory)
+        obj = self._live.pop(key, None)
+        if obj is not None:
+            obj.persistent_id = None
+            obj.changed = True
+
+    def list(self) -> Sequence[int]:
+        """Return the IDs of all objects, ascending."""
+        with self._translated():
+            try:
+                names = os.listdir(self.directory)
+            except FileNotFoundError:
+                return []
+        return sorted(int(name) for name in names if _NAME.fullmatch(name))
+
+    def invalidate_cache(self) -> None:
+        """Forget the live objects, so that ``load`` reads each from its file."""
+        self._live.clear()
+
+    # Identity
+
+    def _known_id(self, obj: object) -> int | None:
+        object_id: int | None = getattr(obj, "persistent_id", None)
+        if isinstance(obj, Persistable) and obj._origin != self._origin:
+            return None
+        return object_id
+
+    def _new_id(self, obj: object) -> int:
+        for _ in range(ATTEMPTS):
+            object_id = self._idfactory.new(obj)
+            if not os.path.lexists(self._path(object_id)):
+                return object_id
+        raise self._taken(object_id)
+
+    def _taken(self, object_id: int) -> ConflictError:
+        return ConflictError(
+            f"{self.directory} has an object with ID {object_id} already; the "
+            "idfactory must never give an ID twice",
+            id=object_id,
+        )
+
+    def _adopt(self, obj: object, object_id: int) -> None:
+        if isinstance(obj, Persistable):
+            obj.persistent_id = object_id
+            obj._origin = self._origin
+            obj.changed = False
+        elif hasattr(obj, "__dict__"):
+            with suppress(AttributeError):
+                obj.persistent_id = object_id  # type: ignore[attr-defined]
+        with suppress(TypeError):  # lists and the like cannot be referred to weakly
+            self._live[int(object_id)] = obj
+
+    @contextmanager
+    def _loading(self) -> Iterator[None]:
+        if self._pid != os.getpid():
+            # Another thread of the parent may have held it at the fork.
+            self._pid, self._lock = os.getpid(), threading.RLock()
+        with self._lock:
+            yield
+
+    # Files
+
+    def _path(self, object_id: int) -> str:
+        return os.path.join(self.directory, str(int(object_id)))
+
+    def _fetch(self, ids: Sequence[int]) -> Mapping[int, Row]:
+        rows = {}
+        with self._translated():
+            for object_id in ids:
+                with (
+                    suppress(FileNotFoundError),
+                    open(self._path(object_id), "rb") as f,
+                ):
+                    rows[object_id] = Row(f.read(), None)
+        return rows
+
+    def _write(self, records: Sequence[Record]) -> None:
+        """Write all files under temporary names, then put them in their places."""
+        with self._translated():
+            _make_folder(self.directory)
+            for record in records:
+                if not record.is_new and not os.path.lexists(self._path(record.id)):
+                    raise _not_found(record.id)
+            # What is new is referred to by nothing until the last of these; the one
+            # given comes first in ``records``.
+            ordered = sorted(reversed(records), key=lambda record: not record.is_new)
+            temporary: dict[int, str] = {}
+            placed: list[str] = []
+            try:
+                for record in ordered:
+                    temporary[record.id] = self._write_temporary(record)
+                for record in ordered:
+                    path = self._path(record.id)
+                    if record.is_new:
+                        self._place_new(temporary[record.id], path, record.id)
+                        placed.append(path)
+                    else:
+                        os.rename(temporary.pop(record.id), path)
+            except BaseException:
+                for path in placed:
+                    with suppress(OSError):
+                        os.unlink(path)
+                raise
+            finally:
+                for path in temporary.values():
+                    with suppress(OSError):
+                        os.unlink(path)
+            _sync_folder(self.directory)
+
+    def _place_new(self, temporary: str, path: str, object_id: int) -> None:
+        try:
+            os.link(temporary, path)  # unlike a rename, never over another object
+        except FileExistsError:
+            raise self._taken(object_id) from None
+        except OSError as error:
+            if error.errno not in {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}:
+                raise
+            # A file system without links.
+            if os.path.lexists(path):
+                raise self._taken(object_id) from None
+            os.rename(temporary, path)
+
+    def _write_temporary(self, record: Record) -> str:
+        path = os.path.join(self.directory, f".{record.id}-{secrets.token_hex(8)}.tmp")
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            with open(descriptor, "wb") as file:
+                file.write(record.payload)
+                file.flush()
+                os.fsync(file.fileno())
+        except BaseException:
+            os.unlink(path)
+            raise
+        return path
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._raise_for(error)
+
+    def _raise_for(self, error: OSError) -> NoReturn:
+        said = os.strerror(error.errno or 0)
+        if error.errno in _PASSING:
+            raise StoreUnavailableError(
+                f"{self.directory} cannot be used now: {said}; free some space or "
+                "mend the disk, then retry"
+            ) from error
+        raise StoreError(
+            f"{self.directory} cannot be used: {said}; check that it is a folder "
+            "which this user may read and write, and the limits on file sizes"
+        ) from error
+
+
+def _from_recipe(cls: type[FilesystemStore], recipe: dict[str, Any]) -> FilesystemStore:
+    return cls(**recipe)
+
+
+def _random_id() -> int:
+    # The system's, as a generator's state would be the same on both sides of a fork.
+    return secrets.randbits(63) or _random_id()
+
+
+def _path_of(directory: str | os.PathLike[str] | Url) -> str:
+    if not isinstance(directory, Url):
+        path = os.fspath(directory)
+        if not isinstance(directory, str) or not path.lower().startswith("file:"):
+            if not path:
+                raise ConfigurationError("an empty string is no folder's path")
+            return path
+        directory = Url(path)
+    if directory.scheme != "file" or directory.hostname not in {None, "localhost"}:
+        raise ConfigurationError(
+            f"{directory} names no folder of this host; write file:///absolute/path"
+        )
+    if not directory.path:
+        raise ConfigurationError(
+            f"{directory} has no path; write file:///absolute/path"
+        )
+    return unquote(directory.path)
+
+
+def _key_of(id_: object) -> int:
+    try:
+        return int(id_)  # type: ignore[call-overload,no-any-return]
+    except (TypeError, ValueError):
+        raise NotFoundError(
+            f"there is no object with ID {id_!r}: IDs are integers", id=id_
+        ) from None
+
+
+def _not_found(object_id: int) -> NotFoundError:
+    return NotFoundError(f"there is no object with ID {object_id}", id=object_id)
+
+
+def _make_folder(path: str) -> None:
+    if os.path.isdir(path):
+        return
+    parent = os.path.dirname(path)
+    if parent != path:
+        _make_folder(parent)
+    with suppress(FileExistsError):
+        os.mkdir(path, 0o700)
+        _sync_folder(parent)
+
+
+def _sync_folder(path: str) -> None:
+    """Make the names in a folder survive a power cut, not just what is in the files."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a file system that has no such thing
+            raise
+    finally:
+        os.close(descriptor)
+
+
+register("file", FilesystemStore)
