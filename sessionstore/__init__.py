@@ -18,6 +18,7 @@ from sessionstore.errors import (
 from sessionstore.fork import protect
 from sessionstore.ids import IntId
 from sessionstore.persistable import Persistable
+from sessionstore.session import SessionStore, Transition
 from sessionstore.sql import SqlStore, make_sqlstore
 from sessionstore.store import Store, make_store, register
 from sessionstore.task import Run, State, Task
@@ -36,6 +37,7 @@ __all__ = [
     "Persistable",
     "Run",
     "SchemaError",
+    "SessionStore",
     "SessionStoreError",
     "SqlStore",
     "State",
@@ -43,6 +45,7 @@ __all__ = [
     "StoreError",
     "StoreUnavailableError",
     "Task",
+    "Transition",
     "TransitionError",
     "Url",
     "make_sqlstore",

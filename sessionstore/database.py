@@ -402,7 +402,7 @@ class Database:
         connection: Connection,
         statement: Executable,
         parameters: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
-    ) -> CursorResult[Any]:
+    ) -> CursorResult[*tuple[Any, ...]]:
         """Run one statement, and translate what the driver raises."""
         with self.translated():
             return connection.execute(statement, parameters)

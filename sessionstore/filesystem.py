@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import pickle
 import re
@@ -12,15 +11,20 @@ import warnings
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, NoReturn
+from typing import Any
 from urllib.parse import unquote
 
 from sessionstore.errors import (
     ConfigurationError,
     ConflictError,
     NotFoundError,
-    StoreError,
-    StoreUnavailableError,
+)
+from sessionstore.files import (
+    Draft,
+    make_folder,
+    sync_folder,
+    translated,
+    write_all,
 )
 from sessionstore.ids import IdFactory, IdSource
 from sessionstore.persistable import Persistable
@@ -38,25 +42,19 @@ from sessionstore.url import Url
 __all__ = ["FilesystemStore"]
 
 _OPTIONS_OF_OTHERS = frozenset(
-    "table_name extra_fields create synchronous busy_timeout engine_options".split()
+    {
+        "table_name",
+        "extra_fields",
+        "create",
+        "synchronous",
+        "busy_timeout",
+        "engine_options",
+    }
 )
 #: How an ID is written as a file's name; anything else in the folder is no object.
 _NAME = re.compile(r"0|-?[1-9][0-9]*")
 #: How often another ID is asked for where a file has it already.
 ATTEMPTS = 10
-
-_PASSING = frozenset(
-    {
-        errno.ENOSPC,
-        errno.EDQUOT,
-        errno.EIO,
-        errno.EMFILE,
-        errno.ENFILE,
-        errno.ENOMEM,
-        errno.ESTALE,
-        errno.ETIMEDOUT,
-    }
-)
 
 
 class FilesystemStore(Store):
@@ -204,20 +202,21 @@ class FilesystemStore(Store):
     def remove(self, id_: object) -> None:
         """Remove the object with this ID.  Raises NotFoundError if there is none."""
         key = _key_of(id_)
-        with self._translated():
+        with translated(self.directory):
             try:
                 os.unlink(self._path(key))
             except FileNotFoundError:
                 raise _not_found(key) from None
-            _sync_folder(self.directory)
+            sync_folder(self.directory)
         obj = self._live.pop(key, None)
         if obj is not None:
-            obj.persistent_id = None
-            obj.changed = True
+            with suppress(AttributeError):
+                obj.persistent_id = None
+                obj.changed = True
 
     def list(self) -> Sequence[int]:
         """Return the IDs of all objects, ascending."""
-        with self._translated():
+        with translated(self.directory):
             try:
                 names = os.listdir(self.directory)
             except FileNotFoundError:
@@ -243,11 +242,11 @@ class FilesystemStore(Store):
                 return object_id
         raise self._taken(object_id)
 
-    def _taken(self, object_id: int) -> ConflictError:
+    def _taken(self, object_id: object) -> ConflictError:
         return ConflictError(
             f"{self.directory} has an object with ID {object_id} already; the "
             "idfactory must never give an ID twice",
-            id=object_id,
+            id=int(str(object_id)),
         )
 
     def _adopt(self, obj: object, object_id: int) -> None:
@@ -276,7 +275,7 @@ class FilesystemStore(Store):
 
     def _fetch(self, ids: Sequence[int]) -> Mapping[int, Row]:
         rows = {}
-        with self._translated():
+        with translated(self.directory):
             for object_id in ids:
                 with (
                     suppress(FileNotFoundError),
@@ -286,82 +285,23 @@ class FilesystemStore(Store):
         return rows
 
     def _write(self, records: Sequence[Record]) -> None:
-        """Write all files under temporary names, then put them in their places."""
-        with self._translated():
-            _make_folder(self.directory)
+        with translated(self.directory):
+            make_folder(self.directory)
             for record in records:
                 if not record.is_new and not os.path.lexists(self._path(record.id)):
                     raise _not_found(record.id)
-            # What is new is referred to by nothing until the last of these; the one
-            # given comes first in ``records``.
-            ordered = sorted(reversed(records), key=lambda record: not record.is_new)
-            temporary: dict[int, str] = {}
-            placed: list[str] = []
+            # The object given is the first of the records, and must be put in its
+            # place after those that it refers to.
+            drafts = [
+                Draft(str(int(record.id)), record.payload, record.is_new)
+                for record in reversed(records)
+            ]
             try:
-                for record in ordered:
-                    temporary[record.id] = self._write_temporary(record)
-                for record in ordered:
-                    path = self._path(record.id)
-                    if record.is_new:
-                        self._place_new(temporary[record.id], path, record.id)
-                        placed.append(path)
-                    else:
-                        os.rename(temporary.pop(record.id), path)
-            except BaseException:
-                for path in placed:
-                    with suppress(OSError):
-                        os.unlink(path)
-                raise
-            finally:
-                for path in temporary.values():
-                    with suppress(OSError):
-                        os.unlink(path)
-            _sync_folder(self.directory)
-
-    def _place_new(self, temporary: str, path: str, object_id: int) -> None:
-        try:
-            os.link(temporary, path)  # unlike a rename, never over another object
-        except FileExistsError:
-            raise self._taken(object_id) from None
-        except OSError as error:
-            if error.errno not in {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}:
-                raise
-            # A file system without links.
-            if os.path.lexists(path):
-                raise self._taken(object_id) from None
-            os.rename(temporary, path)
-
-    def _write_temporary(self, record: Record) -> str:
-        path = os.path.join(self.directory, f".{record.id}-{secrets.token_hex(8)}.tmp")
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            with open(descriptor, "wb") as file:
-                file.write(record.payload)
-                file.flush()
-                os.fsync(file.fileno())
-        except BaseException:
-            os.unlink(path)
-            raise
-        return path
-
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            self._raise_for(error)
-
-    def _raise_for(self, error: OSError) -> NoReturn:
-        said = os.strerror(error.errno or 0)
-        if error.errno in _PASSING:
-            raise StoreUnavailableError(
-                f"{self.directory} cannot be used now: {said}; free some space or "
-                "mend the disk, then retry"
-            ) from error
-        raise StoreError(
-            f"{self.directory} cannot be used: {said}; check that it is a folder "
-            "which this user may read and write, and the limits on file sizes"
-        ) from error
+                write_all(self.directory, drafts)
+            except FileExistsError as error:
+                raise self._taken(
+                    os.path.basename(error.filename2 or error.filename)
+                ) from None
 
 
 def _from_recipe(cls: type[FilesystemStore], recipe: dict[str, Any]) -> FilesystemStore:
@@ -403,29 +343,6 @@ def _key_of(id_: object) -> int:
 
 def _not_found(object_id: int) -> NotFoundError:
     return NotFoundError(f"there is no object with ID {object_id}", id=object_id)
-
-
-def _make_folder(path: str) -> None:
-    if os.path.isdir(path):
-        return
-    parent = os.path.dirname(path)
-    if parent != path:
-        _make_folder(parent)
-    with suppress(FileExistsError):
-        os.mkdir(path, 0o700)
-        _sync_folder(parent)
-
-
-def _sync_folder(path: str) -> None:
-    """Make the names in a folder survive a power cut, not just what is in the files."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # a file system that has no such thing
-            raise
-    finally:
-        os.close(descriptor)
 
 
 register("file", FilesystemStore)

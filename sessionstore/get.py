@@ -69,7 +69,7 @@ class Accessor:
     # What has __getitem__ can be iterated over, and this one would never end.
     __iter__ = None
 
-    def ONLY(self, cls: type | tuple[type, ...]) -> GetOnly:
+    def ONLY(self, cls: type | tuple[type, ...]) -> GetOnly:  # noqa: N802  # GC3Pie's name
         """Return the accessor for instances of ``cls``: the default for all others.
 
         >>> from sessionstore.get import GET

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -114,15 +114,15 @@ class History:
             .order_by(table.c.revision)
         )
 
-    def append(self, connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
-        """Add rows, of this host and process."""
-        if rows:
-            host, pid = clean(socket.gethostname(), MAX_NAME), os.getpid()
-            self._database.execute(
-                connection,
-                self._insert,
-                [{**row, "host": host, "pid": pid} for row in rows],
-            )
+    def append(
+        self, connection: Connection, rows: Sequence[dict[str, Any]]
+    ) -> list[dict[str, Any]]:
+        """Add rows, of this host and process, and return them whole."""
+        host, pid = clean(socket.gethostname(), MAX_NAME), os.getpid()
+        whole = [{**row, "host": host, "pid": pid} for row in rows]
+        if whole:
+            self._database.execute(connection, self._insert, whole)
+        return whole
 
     def of(self, job_id: int) -> list[Transition]:
         """Return one job's transitions, in order."""
@@ -131,7 +131,7 @@ class History:
                 connection, self._of_job, {"id_": job_id}
             ).all()
         )
-        return [self.read(row) for row in rows]
+        return [self.read(row._mapping) for row in rows]
 
     def remove(self, connection: Connection, job_ids: Iterable[int]) -> None:
         """Drop the history of jobs that are no more."""
@@ -141,17 +141,18 @@ class History:
         )
 
     @staticmethod
-    def read(row: Any) -> Transition:
+    def read(row: Mapping[str, Any]) -> Transition:
         """Return a row of the table as a Transition."""
+        old = row["from_state"]
         return Transition(
-            job_id=row.job_id,
-            from_state=None if row.from_state is None else State(row.from_state),
-            to_state=State(row.to_state),
-            at=instant(row.at),
-            info=row.info,
-            returncode=row.returncode,
-            host=row.host,
-            pid=row.pid,
+            job_id=row["job_id"],
+            from_state=None if old is None else State(old),
+            to_state=State(row["to_state"]),
+            at=instant(row["at"]),
+            info=row["info"],
+            returncode=row["returncode"],
+            host=row["host"],
+            pid=row["pid"],
         )
 
     @staticmethod

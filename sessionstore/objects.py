@@ -79,6 +79,8 @@ class ObjectTable:
         )
         self._loading = threading.RLock()
         self._is_ready = False
+        #: Whether the tables of sessions are there; known once it is prepared.
+        self.has_sessions = True
         self._gives_ids = True
         database.on_reset.append(self._reset_in_child)
 
@@ -104,6 +106,7 @@ class ObjectTable:
                 if version is not None:
                     self.schema.check_version(version)
                 self.schema.check_columns(connection)
+                self.has_sessions = version is not None
                 self._gives_ids = version is not None or self.schema.has_ids(connection)
                 self._is_ready = True
                 return

@@ -57,7 +57,7 @@ MAX_STATE = 128
 
 Id = BigInteger().with_variant(Integer, "sqlite")
 Payload = LargeBinary().with_variant(LONGBLOB, "mysql", "mariadb")
-_OPTIONS = {
+_OPTIONS: dict[str, Any] = {
     f"{dialect}_{option}": value
     for dialect in ("mysql", "mariadb")
     for option, value in {
@@ -194,7 +194,7 @@ class Schema:
     @property
     def name(self) -> str:
         """The object table's name."""
-        return self.objects.name
+        return str(self.objects.name)
 
     @property
     def side_tables(self) -> list[Table]:
@@ -211,7 +211,7 @@ class Schema:
     @cached_property
     def update(self) -> Executable:
         """Rewrite an object's row."""
-        values = {
+        values: dict[str, Any] = {
             column.name: bindparam(column.name)
             for column in self.objects.columns
             if column.name != "id"
@@ -267,6 +267,7 @@ class Schema:
 
     def version_in(self, connection: Connection) -> str | None:
         """Return the version of the tables in the database, None for none."""
+        # Asked first and looked for afterwards: the usual answer is one query.
         try:
             return connection.execute(select(self.version.c.version_num)).scalar()
         except SQLAlchemyError:
@@ -314,9 +315,10 @@ class Schema:
         from alembic.runtime.environment import EnvironmentContext
         from alembic.script import ScriptDirectory
 
-        version = self.version_in(connection)
-        if version is not None:
-            self.check_version(version)
+        if inspect(connection).has_table(self.version.name):
+            version = self.version_in(connection)
+            if version is not None:
+                self.check_version(version)
         self.metadata.create_all(connection, tables=[self.objects])
         config = Config()
         folder = Path(__file__).with_name("migrations")

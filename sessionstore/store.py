@@ -39,13 +39,13 @@ class Store(ABC):
         """Return the IDs of all objects; not every store can."""
         raise NotImplementedError(f"{type(self).__name__} cannot list its objects")
 
-    def invalidate_cache(self) -> None:
+    def invalidate_cache(self) -> None:  # noqa: B027
         """Forget the live objects, so that ``load`` reads each anew."""
 
-    def pre_fork(self) -> None:
+    def pre_fork(self) -> None:  # noqa: B027
         """Get ready for a fork."""
 
-    def post_fork(self) -> None:
+    def post_fork(self) -> None:  # noqa: B027
         """Go on after a fork."""
 
     def __bool__(self) -> bool:

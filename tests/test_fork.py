@@ -66,42 +66,45 @@ def test_inherited_transaction_is_refused(database_url, fork) -> None:
 def test_exception_unwinds_an_inherited_block(database_url, fork) -> None:
     """G4: SystemExit passes through, and nothing reaches the parent's transaction."""
     store = SqlStore(database_url)
-    is_sqlite = database_url.startswith("sqlite")
+    parent = os.getpid()
+    children = []
 
-    def leave(parent: int) -> None:
+    def body() -> None:
         with store.transaction():
-            store.save(Task("parent's"))
-            if os.getpid() == parent:
-                running.append(fork(child))
-                running[0].wait()
-                return
-            raise SystemExit(3)
+            store.save(Task("before"))
 
-    def child() -> None:
-        raise Unwind
+            def in_child() -> None:
+                raise SystemExit(3)
 
-    class Unwind(Exception):
-        pass
+            children.append(os.fork())
+            if os.getpid() != parent:
+                in_child()
+            assert os.waitpid(children[0], 0)[1] == 3 << 8
+            store.save(Task("after"))
 
-    running: list = []
-    leave(os.getpid())
-    assert len(store) == 1
-
-    with store.transaction():
-        store.save(Task("parent's"))
-        pid = os.fork()
-        if pid == 0:
-            status = 1
-            try:
-                try:
-                    store.transaction().__enter__()
-                except ForkError:
-                    status = 0
-            finally:
-                os._exit(status)
-        assert os.waitpid(pid, 0)[1] == 0
+    try:
+        body()
+    except SystemExit as error:
+        os._exit(int(str(error.code)))
     assert len(store) == 2
-    assert is_sqlite or True
+
+
+def test_normal_end_of_an_inherited_block_is_refused(database_url) -> None:
+    """G4: the child cannot commit what its parent began."""
+    store = SqlStore(database_url)
+    parent = os.getpid()
+    pid = 0
+    try:
+        with store.transaction():
+            store.save(Task())
+            pid = os.fork()
+            if pid:
+                assert os.waitpid(pid, 0)[1] == 0
+    except ForkError:
+        os._exit(0 if os.getpid() != parent else 1)
+    if os.getpid() != parent:
+        os._exit(2)
+    assert len(store) == 1
 
 
 def test_fork_while_threads_write(database_url, fork) -> None:

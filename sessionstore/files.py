@@ -1,0 +1,137 @@
+"""Files that appear whole or not at all, and are there after a power cut."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+from sessionstore.errors import StoreError, StoreUnavailableError
+
+__all__ = ["Draft", "make_folder", "sync_folder", "translated", "write_all"]
+
+#: Conditions that may pass, so that the same call may succeed later.
+_PASSING = frozenset(
+    {
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EIO,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENOMEM,
+        errno.ESTALE,
+        errno.ETIMEDOUT,
+    }
+)
+_NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS})
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """One file to be written: a new one, or in the place of one that is there."""
+
+    name: str
+    content: bytes
+    is_new: bool
+
+
+def write_all(folder: str, drafts: Sequence[Draft]) -> None:
+    """Write all under temporary names, then put the new in their places, then the rest.
+
+    Up to the first replacement a failure leaves nothing behind.
+
+    Raises FileExistsError, before any replacement, if the name of a new one is taken.
+    """
+    new = [draft for draft in drafts if draft.is_new]
+    others = [draft for draft in drafts if not draft.is_new]
+    temporary: dict[str, str] = {}
+    placed: list[str] = []
+    try:
+        for draft in drafts:
+            temporary[draft.name] = _write_temporary(folder, draft)
+        for draft in new:
+            path = os.path.join(folder, draft.name)
+            _place_new(temporary[draft.name], path)
+            placed.append(path)
+        for draft in others:
+            os.rename(temporary[draft.name], os.path.join(folder, draft.name))
+            placed.clear()  # what has been replaced may refer to them from now on
+    finally:
+        for path in temporary.values():
+            with suppress(OSError):
+                os.unlink(path)
+        if len(placed) < len(new) or others:
+            for path in placed:
+                with suppress(OSError):
+                    os.unlink(path)
+    sync_folder(folder)
+
+
+def _write_temporary(folder: str, draft: Draft) -> str:
+    path = os.path.join(folder, f".{draft.name}-{secrets.token_hex(8)}.tmp")
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(draft.content)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        os.unlink(path)
+        raise
+    return path
+
+
+def _place_new(temporary: str, path: str) -> None:
+    try:
+        os.link(temporary, path)  # unlike a rename, never over another file
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, "the name is taken", path) from None
+        os.rename(temporary, path)
+
+
+def make_folder(path: str) -> None:
+    """Create a folder, and those above it, for their owner only."""
+    if os.path.isdir(path):
+        return
+    parent = os.path.dirname(path)
+    if parent != path:
+        make_folder(parent)
+    with suppress(FileExistsError):
+        os.mkdir(path, 0o700)
+        sync_folder(parent)
+
+
+def sync_folder(path: str) -> None:
+    """Make the names in a folder last, as ``fsync`` of a file does for what it holds."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a file system that has no such thing
+            raise
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def translated(folder: str) -> Iterator[None]:
+    """Raise this package's errors for the system's."""
+    try:
+        yield
+    except OSError as error:
+        said = os.strerror(error.errno or 0)
+        if error.errno in _PASSING:
+            raise StoreUnavailableError(
+                f"{folder} cannot be used now: {said}; free some space or mend the "
+                "disk, then retry"
+            ) from error
+        raise StoreError(
+            f"{folder} cannot be used: {said}; check that it is a folder which this "
+            "user may read and write, and the limits on file sizes"
+        ) from error

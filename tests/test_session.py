@@ -1,0 +1,303 @@
+"""SessionStore keeps index, states, history and objects in step."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+from sqlalchemy import text
+
+from sessionstore import (
+    ConfigurationError,
+    ConflictError,
+    DecodeError,
+    EncodeError,
+    NotFoundError,
+    Persistable,
+    SessionStore,
+    State,
+    Task,
+    TransitionError,
+)
+
+
+@pytest.fixture
+def session(database_url: str) -> SessionStore:
+    return SessionStore(database_url, "one")
+
+
+@pytest.fixture
+def other(session: SessionStore, database_url: str) -> SessionStore:
+    """The same session, as another process would open it."""
+    return SessionStore(database_url, "one", create=False)
+
+
+def states(session: SessionStore, id_: int) -> list[tuple[str | None, str]]:
+    return [(entry.from_state, entry.to_state) for entry in session.history(id_)]
+
+
+def test_added_task_is_in_index_store_and_history(session: SessionStore) -> None:
+    """G2: adding writes all of it."""
+    task = Task("count")
+    id_ = session.add(task)
+    assert session.add(task) == id_
+    assert list(session.ids()) == [id_]
+    assert len(session) == 1
+    assert id_ in session
+    assert task in session
+    assert list(session) == [task]
+    assert session.counts() == {State.NEW: 1}
+    assert states(session, id_) == [(None, "NEW")]
+
+
+def test_order_is_that_of_adding(session: SessionStore) -> None:
+    """Iteration follows the order added, over pages, whatever the IDs."""
+    first = Task("stored before")
+    session.store.save(first)
+    ids = list(session.add_many(Task(str(n)) for n in range(600)))
+    ids.append(session.add(first))
+    assert list(session.ids()) == ids
+    assert [task.persistent_id for task in session] == ids
+
+
+def test_task_is_in_one_session_at_most(
+    session: SessionStore, database_url: str
+) -> None:
+    """Adding it to a second one is a ConflictError, until the first forgets it."""
+    second = SessionStore(session.store, "two")
+    task = Task()
+    id_ = session.add(task)
+    with pytest.raises(ConflictError, match="another session"):
+        second.add(task)
+    with pytest.raises(NotFoundError):
+        second.load(id_)
+    session.forget(id_)
+    assert id_ not in session
+    assert id_ in session.store
+    second.add(task)
+    assert list(second.ids()) == [id_]
+
+
+def test_transition_of_an_id_moves_the_live_object_along(
+    session: SessionStore, other: SessionStore
+) -> None:
+    """G3: the live object gets state, returncode and revision, and can be saved."""
+    task = Task()
+    id_ = session.add(task)
+    entry = session.transition(id_, State.SUBMITTED, expect=State.NEW, info="queued")
+    assert (entry.from_state, entry.to_state, entry.info) == (
+        "NEW",
+        "SUBMITTED",
+        "queued",
+    )
+    session.transition(id_, "RUNNING")
+    session.transition(id_, State.TERMINATED, returncode=256)
+    assert task.execution.state is State.TERMINATED
+    assert task.execution.exitcode == 1
+    task.note = "seen"
+    session.save(task)
+    again = other.load(id_)
+    assert (again.note, again.execution.returncode) == ("seen", 256)
+    assert [to for _, to in states(session, id_)] == [
+        "NEW",
+        "SUBMITTED",
+        "RUNNING",
+        "TERMINATED",
+    ]
+
+
+def test_transition_of_a_task_saves_it(
+    session: SessionStore, other: SessionStore
+) -> None:
+    """G2: state and changes are one transaction."""
+    task = Task()
+    id_ = session.add(task)
+    task.note = "mine"
+    session.transition(task, State.SUBMITTED, info="go")
+    assert other.load(id_).note == "mine"
+    assert session.history(id_)[-1].info == "go"
+    with pytest.raises(TransitionError):
+        session.transition(task, State.NEW)
+    assert task.execution.state is State.SUBMITTED
+
+
+def test_unmet_expectation_is_a_conflict(session: SessionStore) -> None:
+    """G3: compare-and-set, and expect is compared first."""
+    id_ = session.add(Task())
+    session.transition(id_, State.SUBMITTED)
+    with pytest.raises(ConflictError, match="SUBMITTED"):
+        session.transition(id_, State.SUBMITTED, expect=[State.NEW, State.UNKNOWN])
+    with pytest.raises(TransitionError, match="RUNNING"):
+        session.transition(id_, State.NEW)
+    with pytest.raises(TransitionError, match="no state 'DONE'"):
+        session.transition(id_, "DONE")
+    with pytest.raises(NotFoundError):
+        session.transition(10**9, State.SUBMITTED)
+    assert len(session.history(id_)) == 2
+
+
+def test_save_of_a_stale_object_is_a_conflict(
+    session: SessionStore, other: SessionStore
+) -> None:
+    """G3: nothing that somebody else wrote is overwritten."""
+    task = Task(n=0)
+    id_ = session.add(task)
+    theirs = other.load(id_)
+    theirs.n = 1
+    other.save(theirs)
+    task.n = 2
+    with pytest.raises(ConflictError) as caught:
+        session.save(task)
+    assert caught.value.retryable
+    assert caught.value.id == id_
+    session.transition(id_, State.SUBMITTED)
+    with pytest.raises(ConflictError):
+        session.save(task)
+    session.refresh(task)
+    assert task.n == 1
+    assert task.execution.state is State.SUBMITTED
+    task.n = 3
+    session.save(task)
+
+
+def test_update_saves_at_its_end_or_leaves_the_object(
+    session: SessionStore, other: SessionStore
+) -> None:
+    """G3: read, change, write under one lock."""
+    task = Task(n=0)
+    id_ = session.add(task)
+    with other.update(id_) as theirs:
+        theirs.n = 1
+    with session.update(id_) as mine:
+        assert mine is task
+        mine.n += 1
+    assert task.n == 2
+    with pytest.raises(ZeroDivisionError), session.update(id_) as mine:
+        mine.n = 1 / 0
+    task.n = 5
+    with pytest.raises(ConflictError, match="not saved"), session.update(id_):
+        pass
+
+
+def test_changed_state_is_a_checked_transition_when_saved(
+    session: SessionStore,
+) -> None:
+    """G2, G3: save records a changed execution.state, and refuses an illegal one."""
+    task = Task()
+    id_ = session.add(task)
+    task.execution.state = State.SUBMITTED
+    session.save(task)
+    task.execution.state = State.NEW
+    with pytest.raises(TransitionError):
+        session.save(task)
+    assert states(session, id_) == [(None, "NEW"), ("NEW", "SUBMITTED")]
+
+
+def test_rollback_undoes_transitions_on_objects(session: SessionStore) -> None:
+    """G2: state, revision and index are as before."""
+    task = Task()
+    id_ = session.add(task)
+    with pytest.raises(ZeroDivisionError), session.transaction():
+        session.transition(id_, State.SUBMITTED)
+        session.add(Task())
+        raise ZeroDivisionError
+    assert task.execution.state is State.NEW
+    assert list(session.ids()) == [id_]
+    task.note = 1
+    session.save(task)
+    assert states(session, id_) == [(None, "NEW")]
+
+
+def test_nested_tasks_are_written_but_not_listed(session: SessionStore) -> None:
+    """G3: nested objects have revisions too, and workflows are walked."""
+    flow = Task("flow")
+    flow.tasks = [Task("a"), Task("b")]
+    id_ = session.add(flow)
+    assert list(session.ids()) == [id_]
+    assert [task.jobname for task in session.iter_workflow()] == ["flow", "a", "b"]
+    inner = flow.tasks[0]
+    session.transition(inner, State.SUBMITTED)
+    assert len(session.history(inner.persistent_id)) == 2
+    session.remove(id_)
+    assert len(session) == len(session.store) == 0
+
+
+def test_unreadable_object_is_kept_and_its_state_can_change(
+    session: SessionStore,
+) -> None:
+    """G7: reported by ID, skipped by iteration, still in index and history."""
+    good, bad = session.add_many([Task("good"), Task("bad")])
+    with session.transaction() as connection:
+        connection.execute(
+            text("UPDATE store SET data = :d WHERE id = :i"), {"d": b"junk", "i": bad}
+        )
+    session.store.invalidate_cache()
+    assert [task.persistent_id for task in session] == [good]
+    assert [error.id for error in session.unreadable()] == [bad]
+    with pytest.raises(DecodeError):
+        session.load(bad)
+    session.transition(bad, State.SUBMITTED)
+    assert len(session.history(bad)) == 2
+    session.remove(bad)
+    assert list(session.ids()) == [good]
+
+
+def test_redo_makes_a_terminated_task_new(session: SessionStore) -> None:
+    """A finished task can be done again; its history stays."""
+    task = Task()
+    id_ = session.add(task)
+    with pytest.raises(TransitionError, match="only a TERMINATED"):
+        session.redo(id_)
+    session.transition(id_, State.UNKNOWN)
+    session.transition(id_, State.TERMINATED, returncode=9)
+    session.redo(id_)
+    assert task.execution.state is State.NEW
+    assert task.execution.returncode is None
+    assert len(session.history(id_)) == 4
+
+
+def test_hostile_info_is_recorded(session: SessionStore) -> None:
+    """A transition is never refused for what its info holds."""
+    id_ = session.add(Task())
+    entry = session.transition(
+        id_, State.SUBMITTED, info="a\0b\udc80'; DROP TABLE store" + "x" * 5000
+    )
+    assert session.history(id_)[-1] == entry
+    assert entry.info.startswith("a\\x00b\\udc80")
+    assert len(entry.info) == 4000
+
+
+def test_session_crosses_pickling(session: SessionStore) -> None:
+    """A session pickles as its recipe."""
+    id_ = session.add(Task("x"))
+    assert pickle.loads(pickle.dumps(session)).load(id_).jobname == "x"
+
+
+def test_missing_session_and_plain_path_are_refused(
+    session: SessionStore, database_url: str
+) -> None:
+    """A ConfigurationError says what to do."""
+    with pytest.raises(ConfigurationError, match="no session 'nosuch'"):
+        SessionStore(database_url, "nosuch", create=False)
+    with pytest.raises(ConfigurationError, match="sqlite:///"):
+        SessionStore("/tmp/x.db")
+    with pytest.raises(EncodeError):
+        session.add({"no": "Persistable"})  # type: ignore[arg-type]
+    id_ = session.add(Persistable())  # type: ignore[arg-type]
+    assert session.counts() == {State.UNKNOWN: 1}
+    with pytest.raises(TransitionError, match=r"no execution"):
+        session.transition(session.load(id_), State.SUBMITTED)
+
+
+def test_destroy_removes_the_session_and_its_objects(session: SessionStore) -> None:
+    """Other sessions stay."""
+    second = SessionStore(session.store, "two")
+    kept = second.add(Task())
+    session.add_many([Task(), Task()])
+    assert session.finished_at is None
+    session.finish()
+    assert session.finished_at >= session.created_at
+    session.destroy()
+    assert list(session.store.list()) == [kept]
+    with pytest.raises(ConfigurationError):
+        session.created_at  # noqa: B018
