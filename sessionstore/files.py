@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
@@ -59,15 +59,18 @@ def write_all(folder: str, drafts: Sequence[Draft]) -> None:
         for draft in others:
             os.rename(temporary[draft.name], os.path.join(folder, draft.name))
             placed.clear()  # what has been replaced may refer to them from now on
+    except BaseException:
+        _unlink(placed)
+        raise
     finally:
-        for path in temporary.values():
-            with suppress(OSError):
-                os.unlink(path)
-        if len(placed) < len(new) or others:
-            for path in placed:
-                with suppress(OSError):
-                    os.unlink(path)
+        _unlink(temporary.values())
     sync_folder(folder)
+
+
+def _unlink(paths: Iterable[str]) -> None:
+    for path in paths:
+        with suppress(OSError):
+            os.unlink(path)
 
 
 def _write_temporary(folder: str, draft: Draft) -> str:
@@ -108,7 +111,7 @@ def make_folder(path: str) -> None:
 
 
 def sync_folder(path: str) -> None:
-    """Make the names in a folder last, as ``fsync`` of a file does for what it holds."""
+    """Make the names in a folder last, as ``fsync`` does what is in a file."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
