@@ -11,6 +11,7 @@ import warnings
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from operator import index
 from typing import Any
 from urllib.parse import unquote
 
@@ -286,10 +287,10 @@ class FilesystemStore(Store):
 
     def _write(self, records: Sequence[Record]) -> None:
         with translated(self.directory):
-            make_folder(self.directory)
             for record in records:
                 if not record.is_new and not os.path.lexists(self._path(record.id)):
                     raise _not_found(record.id)
+            make_folder(self.directory)
             # The object given is the first of the records, and must be put in its
             # place after those that it refers to.
             drafts = [
@@ -334,7 +335,8 @@ def _path_of(directory: str | os.PathLike[str] | Url) -> str:
 
 def _key_of(id_: object) -> int:
     try:
-        return int(id_)  # type: ignore[call-overload,no-any-return]
+        # int() alone would take 7.5 for 7.
+        return int(id_) if isinstance(id_, str) else index(id_)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         raise NotFoundError(
             f"there is no object with ID {id_!r}: IDs are integers", id=id_
