@@ -65,7 +65,7 @@ class Scope:
         self.undo: list[Callable[[], None]] = []
         self.after_commit: list[Callable[[], None]] = []
         #: What a store remembers of objects written in this transaction.
-        self.pending: dict[object, Any] = {}
+        self.pending: dict[tuple[object, object], Any] = {}
 
 
 class _Kept:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import socket
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -141,8 +141,8 @@ class History:
         )
 
     @staticmethod
-    def read(row: Mapping[str, Any]) -> Transition:
-        """Return a row of the table as a Transition."""
+    def read(row: Any) -> Transition:
+        """Return a row of the table, by column name, as a Transition."""
         old = row["from_state"]
         return Transition(
             job_id=row["job_id"],

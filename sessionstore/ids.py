@@ -21,6 +21,7 @@ class IntId(int):
     prefix: str
 
     def __new__(cls, prefix: str, seqno: int) -> IntId:
+        """Return ``seqno``, with its prefix."""
         self = super().__new__(cls, seqno)
         self.prefix = prefix
         return self
@@ -59,7 +60,7 @@ class IdFactory:
         self._id_class = id_class
 
     def bind(self, next_id_fn: Callable[[], int]) -> IdFactory:
-        """Return a factory that counts by ``next_id_fn``, unless this one has its own."""
+        """Return a factory that counts by ``next_id_fn``, if this one cannot."""
         if self._next_id_fn is not None:
             return self
         return IdFactory(self._prefix, next_id_fn, self._id_class)
@@ -141,6 +142,7 @@ class Allocator:
             (self._shared if own is None else own).add(block)
 
     def __call__(self) -> int:
+        """Return the next number."""
         while True:
             number = self._shared.pop()
             if number is None and (own := self._uncommitted()) is not None:

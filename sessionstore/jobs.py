@@ -173,7 +173,7 @@ class JobTable:
                 connection, statement, {"session": session_id}
             ).all()
         )
-        return {state: number for state, number in rows}
+        return dict(rows)
 
     def all_ids(self, connection: Connection, session_id: int) -> list[int]:
         """Return the IDs of all the session's objects, the nested ones included."""

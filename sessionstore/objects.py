@@ -110,13 +110,14 @@ class ObjectTable:
                 self._gives_ids = version is not None or self.schema.has_ids(connection)
                 self._is_ready = True
                 return
+            # Before anything is made: a table that does not fit stays alone.
+            self.schema.check_columns(connection, may_lack=True)
         with (
             self.database.setup_lock(self.schema.name),
             self.database.transaction() as connection,
             self.database.translated(),
         ):
             self.schema.build(connection)
-            self.schema.check_columns(connection)
         self._is_ready = True
 
     # IDs

@@ -284,14 +284,19 @@ class Schema:
                 f"release knows versions up to {CURRENT_VERSION}; upgrade sessionstore"
             )
 
-    def check_columns(self, connection: Connection) -> None:
-        """Raise SchemaError, naming table and column, if the object table lacks one."""
+    def check_columns(self, connection: Connection, *, may_lack: bool = False) -> None:
+        """Raise SchemaError, naming table and column, if the object table lacks one.
+
+        The table itself ``may_lack`` when it is about to be made.
+        """
         try:
             connection.execute(select(self.objects).limit(0)).close()
         except SQLAlchemyError:
             connection.rollback()
             inspector = inspect(connection)
             if not inspector.has_table(self.name):
+                if may_lack:
+                    return
                 raise SchemaError(
                     f"there is no table {self.name!r}, and create=False was given"
                 ) from None

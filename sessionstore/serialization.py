@@ -60,11 +60,11 @@ class Serializer(Protocol):
 
 
 class _Pickler(pickle.Pickler):
-    persistent_id: Callable[[object], object | None]  # type: ignore[assignment]
+    persistent_id: Callable[[object], object | None]
 
 
 class _Unpickler(pickle.Unpickler):
-    persistent_load: Callable[[Any], object]  # type: ignore[assignment]
+    persistent_load: Callable[[Any], object]
 
 
 class PickleSerializer:
@@ -174,8 +174,7 @@ def encode(
         must_write.add(id(root))
 
     records = []
-    while todo:
-        obj = todo.pop()
+    for obj in todo:  # which grows as objects are met
         payload = _dump(obj, ids[id(obj)][0], meet, serializer)
         if id(obj) in must_write:
             object_id, is_new = ids[id(obj)]

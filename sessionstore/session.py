@@ -269,7 +269,7 @@ class SessionStore:
                 id=key,
             )
         pid = os.getpid()
-        task = live
+        task: Any = live
         try:
             with self._database.transaction() as connection:
                 self._job(connection, key)
@@ -322,7 +322,8 @@ class SessionStore:
                 lambda connection: self._jobs.read(connection, unknown)
             )
             for key in unknown:
-                job, obj = rows.get(key), decoded.objects[key]
+                job = rows.get(key)
+                obj: Any = decoded.objects[key]
                 if job is None or job.session_id != self._id:
                     del decoded.objects[key]
                     decoded.errors[key] = self._not_here(key)

@@ -197,10 +197,15 @@ def test_rollback_undoes_transitions_on_objects(session: SessionStore) -> None:
     """G2: state, revision and index are as before."""
     task = Task()
     id_ = session.add(task)
-    with pytest.raises(ZeroDivisionError), session.transaction():
-        session.transition(id_, State.SUBMITTED)
-        session.add(Task())
-        raise ZeroDivisionError
+
+    def fail() -> None:
+        with session.transaction():
+            session.transition(id_, State.SUBMITTED)
+            session.add(Task())
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     assert task.execution.state is State.NEW
     assert list(session.ids()) == [id_]
     task.note = 1

@@ -152,9 +152,14 @@ def test_own_rows_commit_with_the_stores(store: SqlStore) -> None:
     with store.transaction() as connection:
         store.save(Task())
         connection.execute(text("INSERT INTO mine VALUES (1)"))
-    with pytest.raises(ZeroDivisionError), store.transaction() as connection:
-        connection.execute(text("INSERT INTO mine VALUES (2)"))
-        raise ZeroDivisionError
+
+    def fail() -> None:
+        with store.transaction() as connection:
+            connection.execute(text("INSERT INTO mine VALUES (2)"))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     with store.transaction() as connection:
         assert connection.execute(text("SELECT x FROM mine")).all() == [(1,)]
 
