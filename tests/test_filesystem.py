@@ -282,6 +282,24 @@ def test_files_are_synced_before_they_are_named(
     assert steps == ["sync folder"]
 
 
+def test_new_object_is_named_after_those_inside_it(
+    store: FilesystemStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What refers to a new object is put in its place after it."""
+    names: list[str] = []
+    link = os.link
+
+    def noting_link(source: str, target: str) -> None:
+        names.append(os.path.basename(target))
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", noting_link)
+    grandchild = Task("grandchild")
+    child = Task("child", tasks=[grandchild])
+    store.save(parent := Task("parent", tasks=[child]))
+    assert names == [str(t.persistent_id) for t in (grandchild, child, parent)]
+
+
 def test_store_follows_no_change_of_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
