@@ -15,6 +15,7 @@ from sessionstore.errors import (
     StoreUnavailableError,
     TransitionError,
 )
+from sessionstore.filesystem import FilesystemStore
 from sessionstore.fork import protect
 from sessionstore.ids import IntId
 from sessionstore.persistable import Persistable
@@ -29,6 +30,7 @@ __all__ = [
     "ConflictError",
     "DecodeError",
     "EncodeError",
+    "FilesystemStore",
     "ForkError",
     "IntId",
     "LeaseLostError",

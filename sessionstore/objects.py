@@ -8,6 +8,7 @@ together with the callback that takes it back, should the transaction roll back.
 from __future__ import annotations
 
 import logging
+import operator
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -498,7 +499,7 @@ def not_found(object_id: int) -> NotFoundError:
 def key_of(id_: object) -> int:
     """Return an ID as the table has it, or raise NotFoundError."""
     try:
-        return int(id_)  # type: ignore[call-overload,no-any-return]
+        return int(id_) if isinstance(id_, str) else operator.index(id_)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         raise NotFoundError(
             f"there is no object with ID {id_!r}: IDs are integers", id=id_

@@ -307,7 +307,8 @@ class Schema:
                         f"the table {self.name!r} lacks the column {column.name!r} "
                         f"({column.type}); add it, or choose another table name"
                     ) from None
-            raise
+            # All is there after all: another process has made it meanwhile.
+            connection.execute(select(self.objects).limit(0)).close()
 
     def has_ids(self, connection: Connection) -> bool:
         """Say whether IDs can be given out by the database."""

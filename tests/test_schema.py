@@ -1,0 +1,72 @@
+"""The tables: made once, by migrations, the same as the code describes them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import create_engine, text
+
+import sessionstore
+from sessionstore import SchemaError, SessionStore, SqlStore, Task
+from sessionstore.schema import CURRENT_VERSION
+
+
+def test_current_version_is_the_newest_migration() -> None:
+    """The constant that is compared at start is the head of the folder."""
+    folder = Path(sessionstore.__file__).with_name("migrations")
+    assert ScriptDirectory(str(folder)).get_current_head() == CURRENT_VERSION
+
+
+def test_migrations_make_what_the_code_describes(database_url: str) -> None:
+    """No difference between the tables made and the tables described."""
+    store = SqlStore(database_url)
+    store.save(Task())
+    engine = create_engine(database_url)
+    with engine.connect() as connection:
+        context = MigrationContext.configure(
+            connection, opts={"version_table": "store_version"}
+        )
+        metadata = store._objects.schema.metadata
+        metadata.remove(store._objects.schema.version)
+        assert compare_metadata(context, metadata) == []
+    engine.dispose()
+
+
+def test_many_processes_create_the_tables_at_once(database_url: str, fork) -> None:
+    """Creation is no race."""
+
+    def create() -> None:
+        SessionStore(database_url, "same").add(Task())
+
+    children = [fork(create) for _ in range(6)]
+    for child in children:
+        child.wait()
+    assert len(SessionStore(database_url, "same", create=False)) == 6
+
+
+def test_newer_schema_is_refused(database_url: str) -> None:
+    """A SchemaError tells to upgrade, and nothing is changed."""
+    SqlStore(database_url).save(Task())
+    engine = create_engine(database_url)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE store_version SET version_num = '9999'"))
+    engine.dispose()
+    with pytest.raises(SchemaError, match="upgrade"):
+        SessionStore(database_url)
+
+
+def test_alembic_is_not_imported_where_the_version_is_right(tmp_path: Path) -> None:
+    """Opening a store that is there does not pay for migrations."""
+    url = f"sqlite:///{tmp_path}/store.db"
+    SqlStore(url).save(Task())
+    code = (
+        "import sys; from sessionstore import SessionStore; "
+        f"len(SessionStore({url!r})); assert 'alembic' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
