@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import os
 import pwd
 import shutil
+import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
 
@@ -25,7 +29,7 @@ class Server:
     url: str
     process: subprocess.Popen[bytes]
     folder: Path
-    stop_signal: int = field(default=15)
+    stop_signal: signal.Signals
 
     def stop(self) -> None:
         """End the server and remove its data."""
@@ -71,12 +75,14 @@ def start_postgresql() -> Server:
         "deadlock_timeout": "200ms",
     }
     arguments = [part for k, v in settings.items() for part in ("-c", f"{k}={v}")]
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [postgres, "-D", data, *arguments], stdout=log, stderr=log, user=user
-        )
     # SIGINT is PostgreSQL's fast shutdown, which does not wait for clients.
-    server = Server(f"tester@127.0.0.1:{port}", process, folder, stop_signal=2)
+    server = _start(
+        [postgres, "-D", data, *arguments],
+        f"tester@127.0.0.1:{port}",
+        folder,
+        user,
+        signal.SIGINT,
+    )
     _wait(
         server, lambda: psycopg.connect(f"postgresql://{server.url}/postgres").close()
     )
@@ -103,29 +109,53 @@ def start_mariadb() -> Server:
         capture_output=True,
         user=user,
     )
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [
-                mariadbd,
-                *common,
-                f"--port={port}",
-                "--bind-address=127.0.0.1",
-                f"--socket={folder}/socket",
-                f"--pid-file={folder}/pid",
-                "--max-allowed-packet=256M",
-                "--innodb-log-file-size=512M",
-                "--max-connections=200",
-            ],
-            stdout=log,
-            stderr=log,
-            user=user,
-        )
-    server = Server(f"root@127.0.0.1:{port}", process, folder)
+    server = _start(
+        [
+            mariadbd,
+            *common,
+            f"--port={port}",
+            "--bind-address=127.0.0.1",
+            f"--socket={folder}/socket",
+            f"--pid-file={folder}/pid",
+            "--max-allowed-packet=256M",
+            "--innodb-log-file-size=512M",
+            "--max-connections=200",
+        ],
+        f"root@127.0.0.1:{port}",
+        folder,
+        user,
+        signal.SIGTERM,
+    )
     _wait(
         server,
         lambda: pymysql.connect(host="127.0.0.1", port=port, user="root").close(),
     )
     return server
+
+
+def _start(
+    command: list[str | Path],
+    url: str,
+    folder: Path,
+    user: str | None,
+    stop_signal: signal.Signals,
+) -> Server:
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            command,
+            stdout=log,
+            stderr=log,
+            user=user,
+            preexec_fn=functools.partial(_end_with_parent, stop_signal),
+        )
+    return Server(url, process, folder, stop_signal)
+
+
+def _end_with_parent(stop_signal: signal.Signals) -> None:
+    # A test run that gets kill -9 would leave its servers behind.
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, int(stop_signal))
 
 
 def _folder(user: str) -> tuple[Path, str | None]:
