@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?=
 
-.PHONY: check test clean
+.PHONY: check test test-all clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "CPython 3.11 or later is needed; name one with PYTHON=")'
@@ -22,5 +22,12 @@ test: $(VENV)/.installed
 	sh tests/install_servers.sh
 	$(VENV)/bin/pytest -n auto $(PYTEST_ARGS)
 
+# One run for each CPython from 3.11 on that is found, newest last.
+test-all:
+	@pythons=$$(sh tests/pythons.sh) && for python in $$pythons; do \
+	  echo "== $$python" && \
+	  $(MAKE) test PYTHON="$$python" VENV=".venv-$$("$$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')" || exit 1; \
+	done
+
 clean:
-	rm -rf $(VENV) .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
