@@ -29,5 +29,8 @@ test-all:
 	  $(MAKE) test PYTHON="$$python" VENV=".venv-$$("$$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')" || exit 1; \
 	done
 
+demo: $(VENV)/.installed
+	$(VENV)/bin/python -m daemon_example demo $(if $(URL),--store '$(URL)')
+
 clean:
 	rm -rf $(VENV) .venv-* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

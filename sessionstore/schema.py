@@ -268,13 +268,15 @@ class Schema:
     def version_in(self, connection: Connection) -> str | None:
         """Return the version of the tables in the database, None for none."""
         # Asked first and looked for afterwards: the usual answer is one query.
+        statement = select(self.version.c.version_num)
         try:
-            return connection.execute(select(self.version.c.version_num)).scalar()
+            return connection.execute(statement).scalar()
         except SQLAlchemyError:
             connection.rollback()
-            if inspect(connection).has_table(self.version.name):
-                raise
-            return None
+            if not inspect(connection).has_table(self.version.name):
+                return None
+            # All is there after all: another process has made it meanwhile.
+            return connection.execute(statement).scalar()
 
     def check_version(self, version: str) -> None:
         """Raise SchemaError for a version that this code does not know."""

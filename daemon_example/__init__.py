@@ -1,0 +1,1 @@
+"""A small spooler: what a program that uses sessionstore looks like."""
