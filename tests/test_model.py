@@ -95,6 +95,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.block = self.store.transaction()
         self.block.__enter__()
         self.before = copy.deepcopy(self.model)
+        self.used_before = set(self.used)
         self.ids_before = [(task, task.persistent_id) for task in self.known]
 
     @precondition(lambda self: self.block is not None)
@@ -110,6 +111,8 @@ class StoreMachine(RuleBasedStateMachine):
         assert not self.block.__exit__(UndoError, error, None)
         self.block = None
         self.model = self.before
+        # What was never committed may be given out again.
+        self.used = self.used_before
         for task, id_ in self.ids_before:
             assert task.persistent_id == id_
         for task in self.known:

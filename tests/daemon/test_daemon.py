@@ -135,7 +135,7 @@ def test_killed_worker_is_recorded_and_its_task_tried_again(cli: Cli) -> None:
     until(lambda: session.counts() == {State.TERMINATED: 1})
     history = session.history(id_)
     assert (
-        "killed by SIGKILL" in [e for e in history if e.to_state == "UNKNOWN"][0].info
+        "killed by SIGKILL" in next(e for e in history if e.to_state == "UNKNOWN").info
     )
     assert history[-1].info == "attempts exhausted"
     assert [to for to in to_states(session, id_) if to != "TERMINATING"] == [
