@@ -737,6 +737,7 @@ class _Writing:
 
     def _insert(self, record: Record, listed: bool) -> None:
         obj: Any = record.obj
+        state_from(record.state, record.id)
         if listed:
             self._last += 1
         self._new.append(

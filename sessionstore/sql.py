@@ -296,6 +296,12 @@ class SqlStore(Store):
         """Close all connections.  The store may still be used, and opens new ones."""
         self._objects.database.dispose()
 
+    def __enter__(self) -> SqlStore:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
 
 def make_sqlstore(url: str | Url | URL, *args: Any, **extra_args: Any) -> SqlStore:
     """Return ``SqlStore(url, *args, **extra_args)``, for use by ``make_store``.

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
-import psycopg
-import pymysql
 import pytest
+from sqlalchemy import create_engine, text
 
 from tests import servers
 
@@ -61,34 +60,44 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture
-def database_url(backend: str, tmp_path: Path, worker_id: str) -> Iterator[str]:
-    """The URL of an empty database that no other test uses."""
-    if backend == "sqlite":
-        yield f"sqlite:///{tmp_path}/store.db"
-        return
-    address = os.environ.get(f"SESSIONSTORE_TEST_{backend.upper()}")
-    if address is None:
-        pytest.skip(f"there is no {backend} server on this machine")
-    name = f"test_{worker_id}_{os.getpid()}_{time.monotonic_ns()}"
-    if backend == "postgresql":
-        with psycopg.connect(
-            f"postgresql://{address}/postgres", autocommit=True
-        ) as connection:
-            connection.execute(f"CREATE DATABASE {name}")
-            yield f"postgresql+psycopg://{address}/{name}"
-            connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
-    else:
-        host, _, port = address.partition("@")[2].partition(":")
-        with pymysql.connect(
-            host=host, port=int(port), user="root", autocommit=True
-        ) as connection:
-            connection.cursor().execute(f"CREATE DATABASE {name}")
-            yield f"mysql+pymysql://{address}/{name}"
-            connection.cursor().execute(f"DROP DATABASE {name}")
+def make_database(tmp_path: Path, worker_id: str) -> Iterator[Callable[[str], str]]:
+    """Make an empty database that no other test uses, and return its URL."""
+    with ExitStack() as databases:
+
+        def make(backend: str) -> str:
+            if backend == "sqlite":
+                return f"sqlite:///{tmp_path}/store.db"
+            server = os.environ.get(f"SESSIONSTORE_TEST_{backend.upper()}")
+            if server is None:
+                pytest.skip(f"there is no {backend} server on this machine")
+            name = f"test_{worker_id}_{os.getpid()}_{time.monotonic_ns()}"
+            engine = create_engine(server, isolation_level="AUTOCOMMIT")
+            force = " WITH (FORCE)" if backend == "postgresql" else ""
+
+            def run(statement: str) -> None:
+                with engine.connect() as connection:
+                    connection.execute(text(statement))
+                engine.dispose()
+
+            run(f"CREATE DATABASE {name}")
+            databases.callback(run, f"DROP DATABASE {name}{force}")
+            url = engine.url.set(database=name)
+            return url.render_as_string(hide_password=False)
+
+        yield make
+
+
+@pytest.fixture
+def database_url(backend: str, make_database: Callable[[str], str]) -> str:
+    """The URL of an empty database, of each backend in turn."""
+    return make_database(backend)
 
 
 class Child:
     """A forked process that runs one function and leaves by os._exit."""
+
+    #: Seconds; the child is ended by SIGALRM after that.
+    BOUND = 60
 
     def __init__(self, function: Callable[[], object]) -> None:
         reader, writer = os.pipe()
@@ -97,7 +106,7 @@ class Child:
             status = 1
             try:
                 os.close(reader)
-                signal.alarm(60)
+                signal.alarm(self.BOUND)
                 function()
                 status = 0
             except BaseException:
@@ -106,12 +115,14 @@ class Child:
                 os._exit(status)
         os.close(writer)
         self._reader = reader
+        self.is_waited_for = False
 
     def wait(self) -> None:
         """Wait for the child's end; its exception fails the test."""
         with os.fdopen(self._reader, "rb") as pipe:
             said = pipe.read().decode()
         _, status = os.waitpid(self.pid, 0)
+        self.is_waited_for = True
         code = os.waitstatus_to_exitcode(status)
         assert code == 0, f"the child ended with {code}:\n{said}"
 
@@ -119,5 +130,18 @@ class Child:
 @pytest.fixture
 def fork() -> Iterator[Callable[[Callable[[], object]], Child]]:
     """Run functions in children, each with a bound of its own."""
-    yield Child
-    assert threading.active_count() >= 1
+    parent = os.getpid()
+    children: list[Child] = []
+
+    def start(function: Callable[[], object]) -> Child:
+        child = Child(function)
+        if os.getpid() == parent:
+            children.append(child)
+        return child
+
+    yield start
+    left = [child.pid for child in children if not child.is_waited_for]
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    assert not left, "the test did not wait for all of its children"

@@ -17,15 +17,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
+from urllib.parse import quote
 
 import psycopg
 import pymysql
+
+#: Has what a URL must quote, and what Alembic's configuration would expand.
+PASSWORD = "p@ss/w:rd%41"
+_LOGIN = f"tester:{quote(PASSWORD, safe='')}"
+#: No test machine is likely to be there: a mix-up of local time and UTC shows.
+TIMEZONE, OFFSET = "Asia/Kathmandu", "+05:45"
 
 
 @dataclass
 class Server:
     """One running server."""
 
+    #: For SQLAlchemy, with the password.
     url: str
     process: subprocess.Popen[bytes]
     folder: Path
@@ -60,9 +68,11 @@ def start_postgresql() -> Server:
     assert postgres is not None
     folder, user = _folder("postgres")
     data, port = folder / "data", _free_port()
+    password = folder / "password"
+    password.write_text(PASSWORD)
     subprocess.run(
-        [initdb, "-D", data, "-U", "tester", "-A", "trust", "-E", "UTF8"]
-        + ["--locale=C.UTF-8", "--no-sync"],
+        [initdb, "-D", data, "-U", "tester", "-E", "UTF8", "--locale=C.UTF-8"]
+        + ["-A", "scram-sha-256", f"--pwfile={password}", "--no-sync"],
         check=True,
         capture_output=True,
         user=user,
@@ -73,18 +83,26 @@ def start_postgresql() -> Server:
         "unix_socket_directories": folder,
         "max_connections": 200,
         "deadlock_timeout": "200ms",
+        "timezone": TIMEZONE,
     }
     arguments = [part for k, v in settings.items() for part in ("-c", f"{k}={v}")]
     # SIGINT is PostgreSQL's fast shutdown, which does not wait for clients.
     server = _start(
         [postgres, "-D", data, *arguments],
-        f"tester@127.0.0.1:{port}",
+        f"postgresql+psycopg://{_LOGIN}@127.0.0.1:{port}/postgres",
         folder,
         user,
         signal.SIGINT,
     )
     _wait(
-        server, lambda: psycopg.connect(f"postgresql://{server.url}/postgres").close()
+        server,
+        lambda: psycopg.connect(
+            host="127.0.0.1",
+            port=port,
+            user="tester",
+            password=PASSWORD,
+            dbname="postgres",
+        ).close(),
     )
     return server
 
@@ -120,16 +138,25 @@ def start_mariadb() -> Server:
             "--max-allowed-packet=256M",
             "--innodb-log-file-size=512M",
             "--max-connections=200",
+            f"--default-time-zone={OFFSET}",
         ],
-        f"root@127.0.0.1:{port}",
+        f"mysql+pymysql://{_LOGIN}@127.0.0.1:{port}",
         folder,
         user,
         signal.SIGTERM,
     )
-    _wait(
-        server,
-        lambda: pymysql.connect(host="127.0.0.1", port=port, user="root").close(),
-    )
+
+    def create_user() -> None:
+        with (
+            pymysql.connect(host="127.0.0.1", port=port, user="root") as root,
+            root.cursor() as cursor,
+        ):
+            cursor.execute(
+                "CREATE USER tester@'127.0.0.1' IDENTIFIED BY %s", (PASSWORD,)
+            )
+            cursor.execute("GRANT ALL ON *.* TO tester@'127.0.0.1'")
+
+    _wait(server, create_user)
     return server
 
 

@@ -1,0 +1,204 @@
+"""What every store promises, on every backend."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sessionstore import (
+    DecodeError,
+    EncodeError,
+    FilesystemStore,
+    NotFoundError,
+    SqlStore,
+    State,
+    Store,
+    Task,
+    make_store,
+)
+
+
+@pytest.fixture(params=["sqlite", "memory", "postgresql", "mariadb", "filesystem"])
+def uri(request: pytest.FixtureRequest, tmp_path: Path, worker_id: str) -> Any:
+    """The URI of an empty store of one kind."""
+    if request.param == "filesystem":
+        return str(tmp_path / "objects")
+    if request.param == "memory":
+        return "sqlite://"
+    return request.getfixturevalue("make_database")(request.param)
+
+
+@pytest.fixture
+def store(uri: str) -> Store:
+    made: Store = make_store(uri)
+    return made
+
+
+def test_uri_makes_the_right_kind_of_store(store: Store, uri: str) -> None:
+    """A plain path is a folder; what SQLAlchemy knows is a table."""
+    assert type(store) is (FilesystemStore if uri.startswith("/") else SqlStore)
+    assert store
+
+
+def test_what_was_saved_is_loaded(store: Store) -> None:
+    """G1: the object comes back with state, ID and a clear mark."""
+    task = Task("name", value={"a": [1, None, "ü\0"]})
+    task.execution.state = State.RUNNING
+    id_ = store.save(task)
+    assert (task.persistent_id, task.changed) == (id_, False)
+    assert store.load(id_) is task
+    store.invalidate_cache()
+    again = store.load(id_)
+    assert again is not task
+    assert again.value == {"a": [1, None, "ü\0"]}
+    assert again.execution.state is State.RUNNING
+    assert (again.persistent_id, again.changed) == (id_, False)
+
+
+def test_any_object_can_be_saved(store: Store) -> None:
+    """Not only tasks: whatever pickles."""
+    for value in ({"a": 1}, [1, 2], "text", b"\0" * 1000, 7, None):
+        id_ = store.save(value)
+        store.invalidate_cache()
+        assert store.load(id_) == value
+
+
+def test_saving_again_keeps_id_and_row(store: Store) -> None:
+    """A known object's place is kept."""
+    task = Task(value=1)
+    id_ = store.save(task)
+    task.value = 2
+    assert store.save(task) == id_
+    store.invalidate_cache()
+    assert store.load(id_).value == 2
+    assert list(store.list()) == [id_]
+
+
+def test_graphs_come_back(store: Store) -> None:
+    """Cycles and shared children are the same objects again."""
+    one, two, shared = Task("1"), Task("2"), Task("3")
+    one.two, two.one, one.shared, two.shared = two, one, shared, shared
+    ids = {store.save(one), two.persistent_id, shared.persistent_id}
+    assert set(store.list()) == ids
+    store.invalidate_cache()
+    again = store.load(one.persistent_id)
+    assert again.two.one is again
+    assert again.shared is again.two.shared
+
+
+def test_unchanged_child_is_not_written_again(store: Store) -> None:
+    """Of a graph, the object given is always written, others if changed."""
+    child = Task(value=1)
+    parent = Task(child=child)
+    store.save(parent)
+    child.__dict__["value"] = 2  # behind the mark's back
+    store.save(parent)
+    child_id = child.persistent_id
+    store.invalidate_cache()
+    assert store.load(child_id).value == 1
+    child.changed = True
+    store.save(parent)
+    store.invalidate_cache()
+    assert store.load(child_id).value == 2
+
+
+def test_what_cannot_be_pickled_changes_nothing(store: Store) -> None:
+    """G2: neither the object nor its good child is stored."""
+    child = Task()
+
+    class Local:
+        pass
+
+    for part in (lambda: None, Local(), store):
+        with pytest.raises(EncodeError):
+            store.save(Task(child=child, part=part))
+    assert list(store.list()) == []
+    assert child.persistent_id is None
+
+
+def test_remove_and_unknown_ids(store: Store) -> None:
+    """NotFoundError names the ID, whatever was asked."""
+    id_ = store.save(Task())
+    store.remove(id_)
+    for call in (store.load, store.remove, lambda i: store.replace(i, Task())):
+        for unknown in (id_, 10**15, "nonsense", 7.5, None):
+            with pytest.raises(NotFoundError) as caught:
+                call(unknown)
+            assert str(unknown) in str(caught.value)
+    assert list(store.list()) == []
+
+
+def test_removed_object_saved_again_is_a_new_one(store: Store) -> None:
+    """G5: its old ID is not used again."""
+    task = Task()
+    old = store.save(task)
+    store.remove(old)
+    assert store.save(task) != old
+
+
+def test_replace_copies(store: Store) -> None:
+    """The object given stays what and where it is."""
+    first, second = Task("first"), Task("second")
+    id_ = store.save(first)
+    store.replace(id_, second)
+    assert second.persistent_id is None
+    assert store.load(id_).jobname == "second"
+
+
+def test_object_of_another_store_is_new_here(store: Store, tmp_path: Path) -> None:
+    """G5: an ID of another store names nothing in this one."""
+    other = FilesystemStore(tmp_path / "other")
+    task, neighbour = Task("moved"), Task("neighbour")
+    there = store.save(neighbour)
+    other.save(task)
+    here = store.save(task)
+    assert here != there
+    store.invalidate_cache()
+    assert store.load(there).jobname == "neighbour"
+
+
+def test_store_pickles_as_its_recipe(store: Store, uri: str) -> None:
+    """A copy made by pickling sees the same objects."""
+    id_ = store.save(Task("x"))
+    copy = pickle.loads(pickle.dumps(store))
+    if uri == "sqlite://":  # whose database is this store's alone
+        assert list(copy.list()) == []
+    else:
+        assert copy.load(id_).jobname == "x"
+
+
+class Vanishing(Task):
+    """A class that is taken away in a test."""
+
+
+def test_object_of_a_class_that_is_gone_stays(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """G7: DecodeError names ID and class, and it loads once the class is back."""
+    id_ = store.save(Vanishing("x"))
+    parent = store.save(Task(child=store.load(id_)))
+    with monkeypatch.context() as context:
+        context.delattr(f"{__name__}.Vanishing")
+        store.invalidate_cache()
+        with pytest.raises(DecodeError, match="Vanishing") as caught:
+            store.load(id_)
+        assert caught.value.id == id_
+        with pytest.raises(DecodeError) as caught:
+            store.load(parent)
+        assert caught.value.id == parent
+        assert id_ in store.list()
+    assert store.load(parent).child.jobname == "x"
+
+
+def test_class_of_main_is_warned_about(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other programs do not have it."""
+    made: Callable[..., Task] = type("Mine", (Task,), {"__module__": "__main__"})
+    monkeypatch.setattr("__main__.Mine", made, raising=False)
+    with pytest.warns(UserWarning, match="__main__"):
+        store.save(made())
