@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
+import sys
 import threading
+import time
 
+import daemon
 import pytest
 from sqlalchemy import create_engine, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import NullPool
 
-from sessionstore import ForkError, SqlStore, Task, protect
+from sessionstore import ForkError, SessionStore, SqlStore, State, Task, protect
 
 
 def write(store: SqlStore, number: int) -> None:
@@ -186,6 +192,89 @@ def test_inherited_connection_of_a_protected_engine_is_refused(
     with engine.connect() as connection:
         rows = connection.execute(text("SELECT x FROM t ORDER BY x")).scalars().all()
     assert rows == [1, 3]
+    engine.dispose()
+
+
+def test_store_outlives_becoming_a_daemon(database_url, tmp_path, fork) -> None:
+    """G4: python-daemon closes every descriptor; pre_fork() before it is enough."""
+    store = SqlStore(database_url)
+    write(store, 1)
+    done = tmp_path / "done"
+
+    def become_daemon() -> None:
+        # pytest's stand-ins have no descriptors to redirect.
+        sys.stdin, sys.stdout, sys.stderr = (
+            sys.__stdin__,
+            sys.__stdout__,
+            sys.__stderr__,
+        )
+        store.pre_fork()
+        with daemon.DaemonContext(detach_process=True, signal_map={}):
+            write(store, 5)
+            done.write_text("yes")
+            os._exit(0)
+
+    fork(become_daemon).wait()
+    write(store, 5)
+    for _ in range(500):
+        if done.exists():
+            break
+        time.sleep(0.02)
+    assert len(store) == 11
+
+
+def test_objects_of_an_inherited_transaction_are_not_trusted(
+    database_url, fork
+) -> None:
+    """G4: in the child, what the open transaction touched is as if never written."""
+    session = SessionStore(database_url)
+    kept, touched = Task("kept"), Task("touched")
+    session.add_many([kept, touched])
+
+    def child() -> None:
+        assert session.store._objects._live.get(kept.persistent_id) is kept
+        assert session.store._objects._live.get(touched.persistent_id) is None
+        assert touched.execution.state is State.NEW
+
+    with session.transaction():
+        session.save(touched)
+        session.transition(touched.persistent_id, State.SUBMITTED)
+        fork(child).wait()
+    assert touched.execution.state is State.SUBMITTED
+
+
+@pytest.mark.parametrize("protected", [True, False])
+@pytest.mark.backends("postgresql", "mariadb")
+def test_garbage_in_the_child_harms_only_unprotected_parents(
+    database_url, fork, protected
+) -> None:
+    """G4: without protection the child's garbage collection ends the transaction."""
+    engine = create_engine(database_url)
+    if protected:
+        protect(engine)
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE t (x INTEGER)"))
+    holder = [engine.connect()]
+    holder[0].execute(text("INSERT INTO t VALUES (1)"))
+
+    def child() -> None:
+        if not protected:
+            engine.dispose(close=False)
+        holder.clear()
+        gc.collect()
+
+    fork(child).wait()
+    survived = True
+    try:
+        holder[0].execute(text("INSERT INTO t VALUES (2)"))
+        holder[0].commit()
+    except DBAPIError:
+        survived = False
+        holder[0].invalidate()
+    with create_engine(database_url, poolclass=NullPool).connect() as connection:
+        rows = connection.execute(text("SELECT x FROM t ORDER BY x")).scalars().all()
+    assert (survived and rows == [1, 2]) is protected
+    holder[0].close()
     engine.dispose()
 
 

@@ -1,0 +1,197 @@
+"""One connection for each process and thread, replaced when it is lost."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+
+import pytest
+from sqlalchemy import create_engine, text
+
+from sessionstore import ConflictError, SessionStore, SqlStore, State, Task
+
+COUNT = {
+    "postgresql": (
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
+        "AND pid <> pg_backend_pid()"
+    ),
+    "mysql": (
+        "SELECT count(*) FROM information_schema.processlist WHERE db = database() "
+        "AND id <> connection_id()"
+    ),
+}
+KILL = {
+    "postgresql": (
+        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
+        "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    ),
+    "mysql": (
+        "SELECT id FROM information_schema.processlist WHERE db = database() "
+        "AND id <> connection_id()"
+    ),
+}
+
+
+class Server:
+    """Looks at a database from outside the store."""
+
+    def __init__(self, url: str) -> None:
+        self.engine = create_engine(url, isolation_level="AUTOCOMMIT")
+
+    def connections(self) -> int:
+        with self.engine.connect() as connection:
+            return int(
+                connection.execute(text(COUNT[self.engine.dialect.name])).scalar_one()
+            )
+
+    def cut_all(self) -> None:
+        with self.engine.connect() as connection:
+            rows = connection.execute(text(KILL[self.engine.dialect.name])).all()
+            if self.engine.dialect.name == "mysql":
+                for (number,) in rows:
+                    connection.execute(text(f"KILL {number}"))
+
+
+@pytest.fixture
+def server(database_url: str):
+    server = Server(database_url)
+    yield server
+    server.engine.dispose()
+
+
+def until(condition: Callable[[], bool]) -> None:
+    pause = threading.Event()
+    for _ in range(400):
+        if condition():
+            return
+        pause.wait(0.02)
+    pytest.fail("it did not come true in time")
+
+
+@pytest.mark.backends("postgresql", "mariadb")
+def test_thread_has_one_connection_and_takes_it_along(database_url, server) -> None:
+    """A thread's connection is closed when the thread ends."""
+    store = SqlStore(database_url)
+    store.save(Task())
+    assert server.connections() == 1
+    reached, go_on = threading.Barrier(5), threading.Event()
+
+    def use() -> None:
+        store.save(Task())
+        store.counts()
+        reached.wait()
+        go_on.wait()
+
+    threads = [threading.Thread(target=use) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    reached.wait()
+    assert server.connections() == 5
+    go_on.set()
+    for thread in threads:
+        thread.join()
+    until(lambda: server.connections() == 1)
+    store.close()
+    until(lambda: server.connections() == 0)
+    assert len(store) == 5
+
+
+@pytest.mark.backends("postgresql", "mariadb")
+def test_lost_idle_connection_is_replaced(database_url, server) -> None:
+    """What was cut while idle is nobody's trouble, for reads as for writes."""
+    session = SessionStore(database_url)
+    id_ = session.add(Task())
+    server.cut_all()
+    assert len(session) == 1
+    server.cut_all()
+    session.transition(id_, State.SUBMITTED)
+    server.cut_all()
+    with session.transaction():
+        session.add(Task())
+    assert len(session) == 2
+
+
+@pytest.mark.backends("postgresql", "mariadb")
+def test_transaction_that_loses_its_connection_is_undone(database_url, server) -> None:
+    """G2: an error is raised, and objects are as before."""
+    session = SessionStore(database_url)
+    first, second = Task(), Task()
+
+    def lose() -> None:
+        with session.transaction():
+            session.add(first)
+            server.cut_all()
+            session.add(second)
+
+    with pytest.raises(Exception, match=r"lost|closed|gone"):
+        lose()
+    assert first.persistent_id is second.persistent_id is None
+    session.add_many([first, second])
+    assert len(session) == 2
+
+
+def test_concurrent_transitions_have_one_winner(database_url, fork) -> None:
+    """G3: of four processes that take the same tasks, one takes each."""
+    session = SessionStore(database_url)
+    ids = list(session.add_many(Task() for _ in range(40)))
+    reader, writer = os.pipe()
+
+    def take() -> None:
+        for id_ in ids:
+            try:
+                session.transition(id_, State.SUBMITTED, expect=State.NEW)
+            except ConflictError:
+                continue
+            os.write(writer, b".")
+
+    children = [fork(take) for _ in range(4)]
+    for child in children:
+        child.wait()
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
+        assert len(pipe.read()) == 40
+    assert session.counts() == {State.SUBMITTED: 40}
+    for id_ in ids:
+        assert len(session.history(id_)) == 2
+
+
+def test_concurrent_updates_all_count(database_url, fork) -> None:
+    """G3: read, change, write from many processes loses nothing."""
+    session = SessionStore(database_url)
+    id_ = session.add(Task(n=0))
+
+    def count() -> None:
+        for _ in range(15):
+            with session.update(id_) as task:
+                task.n += 1
+
+    children = [fork(count) for _ in range(4)]
+    for child in children:
+        child.wait()
+    task = session.load(id_)
+    session.refresh(task)
+    assert task.n == 60
+
+
+def test_threads_share_a_session(database_url) -> None:
+    """Calls are thread-safe."""
+    session = SessionStore(database_url)
+    errors: list[BaseException] = []
+
+    def use() -> None:
+        try:
+            for number in range(15):
+                id_ = session.add(Task(str(number)))
+                session.transition(id_, State.SUBMITTED)
+                assert session.load(id_).execution.state is State.SUBMITTED
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=use) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    assert session.counts() == {State.SUBMITTED: 60}
