@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy.engine import URL, Dialect
+from sqlalchemy.exc import NoSuchModuleError
 
 from sessionstore.errors import ConfigurationError, SchemaError
 
-__all__ = ["Settings", "settings_of"]
+__all__ = ["Options", "Settings", "load_dialect", "settings_of"]
 
 
 def _nothing(cursor: Any, options: Options) -> None:
@@ -150,6 +151,46 @@ def settings_of(dialect: Dialect | type[Dialect]) -> Settings:
     if dialect.driver in _AUTOCOMMIT_DRIVERS:
         return settings
     return replace(settings, begin=None, on_connect=_nothing)
+
+
+def load_dialect(url: URL) -> type[Dialect]:
+    """Return the dialect class of a URL, or raise ConfigurationError."""
+    try:
+        dialect = url.get_dialect()
+        if dialect.is_async:
+            raise ConfigurationError(
+                f"{url.drivername} is an asynchronous driver; use a synchronous one, "
+                f"as in {url.get_backend_name()}://"
+            )
+        dialect.import_dbapi()
+    except NoSuchModuleError as error:
+        raise ConfigurationError(
+            f"SQLAlchemy knows no database {url.drivername!r} (in {url!r})"
+        ) from error
+    except ImportError as error:
+        extra = settings_of(dialect).extra
+        hint = (
+            f"pip install 'sessionstore[{extra}]'"
+            if extra
+            else "install the package that provides it"
+        )
+        raise ConfigurationError(
+            f"the driver for {url.drivername} is not installed ({error}); {hint}"
+        ) from error
+    return dialect
+
+
+def has_failed(dialect: Dialect, connection: Any) -> bool:
+    """Say whether a statement in a driver connection's transaction has failed.
+
+    PostgreSQL answers the COMMIT of such a transaction with ROLLBACK, and no driver
+    takes that for an error.
+    """
+    if dialect.driver == "psycopg":
+        return bool(connection.info.transaction_status.name == "INERROR")
+    if dialect.driver == "psycopg2":
+        return bool(connection.get_transaction_status() == 3)
+    return False
 
 
 def error_code(original: BaseException | None) -> object:

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from sqlalchemy.engine import URL
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import (
+    DBAPIError,
+    InterfaceError,
+    OperationalError,
+    PendingRollbackError,
+)
 
 from sessionstore.dialects import Settings, error_code, matches
 from sessionstore.errors import (
@@ -19,7 +27,7 @@ __all__ = [
     "ConnectionLostError",
     "DuplicateKeyError",
     "TransactionAbortedError",
-    "translate",
+    "translated",
 ]
 
 
@@ -35,7 +43,23 @@ class DuplicateKeyError(ConflictError):
     """A row with this key is there already."""
 
 
-def translate(
+@contextmanager
+def translated(
+    url: URL, settings: Settings, *, committing: bool = False
+) -> Iterator[None]:
+    """Turn what SQLAlchemy raises in the block into this package's errors."""
+    try:
+        yield
+    except DBAPIError as error:
+        raise _translate(error, url, settings, committing=committing) from error
+    except PendingRollbackError as error:
+        raise ConnectionLostError(
+            f"the connection to {url!r} was lost in this transaction, which was "
+            "rolled back"
+        ) from error
+
+
+def _translate(
     error: DBAPIError, url: URL, settings: Settings, *, committing: bool = False
 ) -> SessionStoreError:
     """Return this package's error for a driver's."""

@@ -15,6 +15,8 @@ from operator import index
 from typing import Any
 from urllib.parse import unquote
 
+from sessionstore.decoding import decode
+from sessionstore.encoding import encode
 from sessionstore.errors import (
     ConfigurationError,
     ConflictError,
@@ -29,14 +31,7 @@ from sessionstore.files import (
 )
 from sessionstore.ids import IdFactory, IdSource
 from sessionstore.persistable import Persistable
-from sessionstore.serialization import (
-    PickleSerializer,
-    Record,
-    Row,
-    Serializer,
-    decode,
-    encode,
-)
+from sessionstore.serialization import PickleSerializer, Record, Row, Serializer
 from sessionstore.store import Store, register
 from sessionstore.url import Url
 

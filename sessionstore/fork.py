@@ -38,6 +38,7 @@ from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.pool import SingletonThreadPool
 
 from sessionstore.errors import ForkError
+from sessionstore.inherited import disown
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import URL, Engine
@@ -114,26 +115,6 @@ class Gate:
         with self._condition:
             self._forking.discard(threading.get_ident())
             self._condition.notify_all()
-
-
-class ParentsConnection:
-    """Stands where a driver connection stood that belongs to the parent process.
-
-    Giving it back is quiet, so that an exception can unwind an inherited
-    ``with`` block; using it is a ForkError.
-    """
-
-    def __getattr__(self, name: str) -> Any:
-        raise ForkError(
-            "this connection was opened by the parent process and cannot be used "
-            "in a forked child; open one here"
-        )
-
-    def rollback(self) -> None:
-        """Send nothing: the transaction is the parent's."""
-
-    def close(self) -> None:
-        """Close nothing: the connection is the parent's."""
 
 
 class Guard:
@@ -262,12 +243,7 @@ class Guard:
         if self._live and self.is_sqlite:
             self._refuse_sqlite()
         for connection, reference in list(self._live.values()):
-            _make_immortal(connection)
-            if not self.is_sqlite:
-                _silence(connection)
-            record = reference()
-            if record is not None and record.dbapi_connection is connection:
-                _disown(record)
+            disown(connection, reference(), silence=not self.is_sqlite)
         self._live.clear()
         self._busy.clear()
         self._pinned.clear()
@@ -339,38 +315,6 @@ def _identity(path: str) -> object:
     except OSError:
         return path
     return status.st_dev, status.st_ino
-
-
-def _disown(record: Any) -> None:
-    stand_in = ParentsConnection()
-    record.finalize_callback.clear()
-    record.dbapi_connection = stand_in
-    fairy = record.fairy_ref() if record.fairy_ref is not None else None
-    if fairy is not None:
-        fairy.dbapi_connection = stand_in
-
-
-def _make_immortal(connection: object) -> None:
-    # A reference that nobody gives back: even the interpreter's end must not run
-    # the destructor, as mysqlclient's sends COM_QUIT and sqlite3's drops locks.
-    import ctypes
-
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
-
-
-def _silence(connection: Any) -> None:
-    """Lay /dev/null over the connection's socket, in this process only."""
-    # Besides stray bytes this ends the child's share of the socket: the server
-    # would keep a dead parent's transaction open for as long as a child held it.
-    try:
-        socket = getattr(connection, "_sock", None) or connection
-        descriptor = socket.fileno()
-    except Exception:  # a driver without a socket, or one that is closed already
-        return
-    if isinstance(descriptor, int) and descriptor >= 0:
-        null = os.open(os.devnull, os.O_RDWR)
-        os.dup2(null, descriptor, inheritable=False)
-        os.close(null)
 
 
 gate = Gate()

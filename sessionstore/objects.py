@@ -1,8 +1,6 @@
-"""Objects in their table: encoded, written, read, and remembered while they live.
+"""Objects in their table: encoded, written and read.
 
-This is what ``SqlStore`` and ``SessionStore`` have in common.  Every change to an
-object's bookkeeping (its ID, its ``changed`` mark, its place in the cache) is made
-together with the callback that takes it back, should the transaction roll back.
+This is what ``SqlStore`` and ``SessionStore`` have in common.
 """
 
 from __future__ import annotations
@@ -10,22 +8,20 @@ from __future__ import annotations
 import logging
 import operator
 import threading
-import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Column, bindparam, select
 from sqlalchemy.engine import Connection
 
+from sessionstore.counter import IdCounter
 from sessionstore.database import Database
-from sessionstore.errors import (
-    NotFoundError,
-    SchemaError,
-    StoreError,
-)
+from sessionstore.decoding import decode
+from sessionstore.encoding import encode
+from sessionstore.errors import NotFoundError, StoreError
 from sessionstore.failures import DuplicateKeyError
-from sessionstore.ids import Allocator, Blocks, IdFactory, IdSource
-from sessionstore.persistable import Persistable
+from sessionstore.identity_map import IdentityMap
+from sessionstore.ids import IdFactory, IdSource
 from sessionstore.schema import CURRENT_VERSION, Schema
 from sessionstore.serialization import (
     Decoded,
@@ -33,8 +29,6 @@ from sessionstore.serialization import (
     Record,
     Row,
     Serializer,
-    decode,
-    encode,
 )
 
 __all__ = ["ObjectTable", "key_of"]
@@ -63,37 +57,27 @@ class ObjectTable:
         self.database = database
         self.schema = schema
         self.serializer = serializer or PickleSerializer()
-        #: Names this table on the objects that are stored in it.
-        self.origin = f"{database.url!r}#{schema.name}"
+        #: The live objects of this table.
+        self.identities = IdentityMap(database, f"{database.url!r}#{schema.name}")
         self._extra = [
             (column.name, function) for column, function in extra_fields.items()
         ]
         self._create = create
-        self._allocator = Allocator(self._take_ids, self._uncommitted_ids)
+        self._counter = IdCounter(database, schema)
         if idfactory is None:
             idfactory = IdFactory()
         if isinstance(idfactory, IdFactory):
-            idfactory = idfactory.bind(self._allocator)
+            idfactory = idfactory.bind(self._counter.allocator)
         self._idfactory = idfactory
-        self._live: weakref.WeakValueDictionary[int, Any] = (
-            weakref.WeakValueDictionary()
-        )
         self._loading = threading.RLock()
         self._is_ready = False
         #: Whether the tables of sessions are there; known once it is prepared.
         self.has_sessions = True
-        self._gives_ids = True
         database.on_reset.append(self._reset_in_child)
 
     def _reset_in_child(self) -> None:
-        self._allocator.reset()
+        self._counter.allocator.reset()
         self._loading = threading.RLock()
-        # Whether what the parent's open transactions touched will ever be so, the
-        # child cannot know.
-        for scope in self.database.scopes:
-            for key in scope.pending:
-                if key[0] is self and isinstance(key[1], int):
-                    self._live.pop(key[1], None)
 
     # Setting up
 
@@ -108,7 +92,9 @@ class ObjectTable:
                     self.schema.check_version(version)
                 self.schema.check_columns(connection)
                 self.has_sessions = version is not None
-                self._gives_ids = version is not None or self.schema.has_ids(connection)
+                self._counter.is_there = self.has_sessions or self.schema.has_ids(
+                    connection
+                )
                 self._is_ready = True
                 return
             # Before anything is made: a table that does not fit stays alone.
@@ -121,68 +107,17 @@ class ObjectTable:
             self.schema.build(connection)
         self._is_ready = True
 
-    # IDs
-
-    def _uncommitted_ids(self) -> Blocks | None:
-        scope = self.database.scope
-        if scope is None or self.database.settings.concurrent_writers:
-            return None
-        blocks: Blocks = scope.pending.setdefault((self, "ids"), Blocks())
-        return blocks
-
-    def _take_ids(self, n: int) -> range:
-        if not self._gives_ids:
-            raise SchemaError(
-                f"there is no table {self.schema.ids.name!r} to take new IDs from; "
-                "give the store an idfactory, or let it create its tables"
-            )
-        if self.database.scope is None:
-            return self.database.write(lambda connection: self._take(connection, n))
-        if self._uncommitted_ids() is not None:
-            return self._take(self.database.scope.connection, n)
-        # On the transaction's own connection the counter's row would stay locked
-        # until the caller commits, and everybody else would wait for that.
-        with self.database.aside() as connection:
-            return self._take(connection, n)
-
-    def _take(self, connection: Connection, n: int) -> range:
-        while True:
-            execute = self.database.execute
-            row = execute(connection, self.schema.next_ids).one_or_none()
-            if row is None:
-                raise SchemaError(
-                    f"the table {self.schema.ids.name!r} has lost its row"
-                )
-            seen, largest = row
-            first = max(seen, (largest or 0) + 1)
-            taken = execute(
-                connection,
-                self.schema.take_ids,
-                {"seen": seen, "following": first + n},
-            )
-            if taken.rowcount == 1:
-                return range(first, first + n)
-
     # Writing
-
-    def known_id(self, obj: object) -> int | None:
-        """Return the ID under which this table has ``obj``, None if it has not."""
-        object_id = getattr(obj, "persistent_id", None)
-        if object_id is None:
-            return None
-        if isinstance(obj, Persistable) and obj._origin != self.origin:
-            return None
-        return int(object_id)
 
     def encode(self, objects: Sequence[object]) -> list[Record]:
         """Return the records that storing these objects takes."""
-        new = sum(1 for obj in objects if self.known_id(obj) is None)
+        new = sum(1 for obj in objects if self.identities.known_id(obj) is None)
         reserve = getattr(self._idfactory, "reserve", None)
         if new and reserve is not None:
             reserve(new)
         return encode(
             objects,
-            known_id=self.known_id,
+            known_id=self.identities.known_id,
             new_id=self._idfactory.new,
             serializer=self.serializer,
         )
@@ -210,7 +145,7 @@ class ObjectTable:
                 self.database.write(work)
             except DuplicateKeyError:
                 # Another program has put rows above our block since we took it.
-                self._allocator.reset()
+                self._counter.allocator.reset()
                 if self.database.scope is not None or attempt == ATTEMPTS:
                     raise
             else:
@@ -232,7 +167,7 @@ class ObjectTable:
                         id=record.id,
                     )
         for record in records:
-            self.note_stored(record.obj, record.id)
+            self.identities.note_stored(record.obj, record.id)
 
     def _values(self, record: Record) -> dict[str, Any]:
         return self.row_values(record.obj, record.payload, record.state)
@@ -271,7 +206,7 @@ class ObjectTable:
         self.prepare()
         first, *nested = encode(
             [obj],
-            known_id=lambda o: object_id if o is obj else self.known_id(o),
+            known_id=lambda o: object_id if o is obj else self.identities.known_id(o),
             new_id=self._idfactory.new,
             serializer=self.serializer,
         )
@@ -281,7 +216,7 @@ class ObjectTable:
             if self._send(connection, self.schema.update, values).rowcount != 1:
                 raise not_found(object_id)
             self.write(connection, nested)
-            self._evict(object_id)
+            self.identities.evict(object_id)
 
         self.database.write(work)
         return [first, *nested]
@@ -293,7 +228,7 @@ class ObjectTable:
         )
         if deleted.rowcount != 1:
             raise not_found(object_id)
-        self.note_removed(object_id)
+        self.identities.note_removed(object_id)
 
     def exists(self, object_id: int) -> bool:
         """Say whether there is a row."""
@@ -305,76 +240,6 @@ class ObjectTable:
                 self.database.execute(connection, statement).first() is not None
             )
         )
-
-    # Bookkeeping on objects, undone with the transaction
-
-    def note_stored(self, obj: object, object_id: int) -> None:
-        """Mark an object stored, and remember it when the transaction commits."""
-        scope = self.database.scope
-        assert scope is not None
-        self.undo_later(obj, "persistent_id", "_origin")
-        if isinstance(obj, Persistable):
-            obj.persistent_id = object_id
-            obj._origin = self.origin
-            obj.changed = False
-        elif hasattr(obj, "__dict__"):
-            _assign(obj, persistent_id=object_id)
-        scope.pending[self, int(object_id)] = obj
-        scope.after_commit.append(lambda: self._keep(int(object_id), obj))
-
-    def undo_later(self, obj: object, *names: str) -> None:
-        """Put attributes and the ``changed`` mark back if the transaction fails."""
-        scope = self.database.scope
-        assert scope is not None
-        before = {name: getattr(obj, name, None) for name in names}
-        changed = bool(getattr(obj, "changed", False))
-
-        def restore() -> None:
-            _assign(obj, **before)
-            if isinstance(obj, Persistable):
-                obj.changed = changed or obj.changed
-
-        scope.undo.append(restore)
-
-    def note_removed(self, object_id: int) -> None:
-        """Forget an object when the transaction commits, and inside it at once."""
-        scope = self.database.scope
-        assert scope is not None
-        obj = self.live(object_id)
-        self._evict(object_id)
-
-        def forget() -> None:
-            if obj is not None:
-                _assign(obj, persistent_id=None, changed=True)
-
-        scope.after_commit.append(forget)
-
-    def _evict(self, object_id: int) -> None:
-        scope = self.database.scope
-        assert scope is not None
-        scope.pending[self, object_id] = None
-        scope.after_commit.append(lambda: self._live.pop(object_id, None))
-
-    def _keep(self, object_id: int, obj: object) -> None:
-        try:
-            self._live[object_id] = obj
-        except TypeError:  # lists and the like cannot be referred to weakly
-            log.debug("objects of %s are not cached", type(obj))
-
-    def live(self, object_id: int) -> Any | None:
-        """Return the object that this process has in memory for an ID."""
-        scope = self.database.scope
-        if scope is not None and (self, object_id) in scope.pending:
-            return scope.pending[self, object_id]
-        return self._live.get(object_id)
-
-    def forget_all(self) -> None:
-        """Forget the live objects, so that each is read anew."""
-        self._live.clear()
-        scope = self.database.scope
-        if scope is not None:
-            for key in [k for k in scope.pending if k[1] != "ids"]:
-                del scope.pending[key]
 
     # Reading
 
@@ -403,7 +268,7 @@ class ObjectTable:
         that was read.
         """
         self.prepare()
-        found = {i: obj for i in ids if (obj := self.live(i)) is not None}
+        found = {i: obj for i in ids if (obj := self.identities.live(i)) is not None}
         missing = [i for i in dict.fromkeys(ids) if i not in found]
         if not missing:
             return Decoded(found)
@@ -414,37 +279,21 @@ class ObjectTable:
                 decoded = decode(
                     missing,
                     fetch=lambda some: (fetch or self.fetch)(connection, some),
-                    live=self.live,
+                    live=self.identities.live,
                     serializer=self.serializer,
                 )
                 for object_id, obj in decoded.objects.items():
-                    there = self.live(object_id)
+                    there = self.identities.live(object_id)
                     if there is not None:
                         decoded.objects[object_id] = there
                         continue
-                    self.adopt(object_id, obj)
+                    self.identities.adopt(object_id, obj)
                     if adopt is not None:
                         adopt(object_id, obj, decoded.rows[object_id])
                 return decoded
 
         decoded = self.database.read(work)
         return Decoded(found | decoded.objects, decoded.errors, decoded.rows)
-
-    def adopt(self, object_id: int, obj: object) -> None:
-        """Note on an object that it is what the table has under an ID."""
-        if isinstance(obj, Persistable):
-            obj.persistent_id = object_id
-            obj._origin = self.origin
-            obj.changed = False
-        elif hasattr(obj, "__dict__"):
-            _assign(obj, persistent_id=object_id)
-        scope = self.database.scope
-        if scope is None:
-            self._keep(object_id, obj)
-        else:
-            # What was read here may be this transaction's own, not yet committed.
-            scope.pending[self, object_id] = obj
-            scope.after_commit.append(lambda: self._keep(object_id, obj))
 
     def load(self, object_id: int) -> Any:
         """Return one object, or raise what kept it from being read."""
@@ -504,11 +353,3 @@ def key_of(id_: object) -> int:
         raise NotFoundError(
             f"there is no object with ID {id_!r}: IDs are integers", id=id_
         ) from None
-
-
-def _assign(obj: object, **attributes: object) -> None:
-    for name, value in attributes.items():
-        try:
-            setattr(obj, name, value)
-        except AttributeError:  # a class with slots
-            log.debug("%s takes no attribute %r", type(obj), name)

@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import bindparam, delete, insert, select, update
 from sqlalchemy.engine import URL, Connection
 
+from sessionstore.decoding import decode, fill
 from sessionstore.errors import (
     ConfigurationError,
     ConflictError,
@@ -38,7 +39,7 @@ from sessionstore.jobs import Job, JobTable, changed_meanwhile
 from sessionstore.objects import PAGE, key_of, only
 from sessionstore.persistable import Persistable
 from sessionstore.schema import MAX_NAME, Now
-from sessionstore.serialization import Record, Row, decode, fill
+from sessionstore.serialization import Record, Row
 from sessionstore.sql import SqlStore
 from sessionstore.task import State
 from sessionstore.url import Url
@@ -171,7 +172,7 @@ class SessionStore:
         """Save many objects in one transaction."""
         objects = list(tasks)
         for task in objects:
-            if self._objects.known_id(_persistable(task)) is None:
+            if self._objects.identities.known_id(_persistable(task)) is None:
                 raise NotFoundError(
                     f"{task!r} is not in the session {self.name!r}; add it first"
                 )
@@ -216,7 +217,7 @@ class SessionStore:
             revision = self._jobs.change(
                 connection, job, session_id=None, position=None
             )
-            self._moved_on(job, revision)
+            self._objects.identities.follow(job.job_id, job.revision, revision)
 
         self._database.write(work)
 
@@ -261,7 +262,7 @@ class SessionStore:
         2
         """
         key = key_of(id_)
-        live = self._objects.live(key)
+        live = self._objects.identities.live(key)
         if live is not None and live.changed:
             raise ConflictError(
                 f"the live object {key} has changes that are not saved; save or "
@@ -343,7 +344,7 @@ class SessionStore:
 
     def refresh(self, task: Persistable) -> None:
         """Read an object and its revision again, in place; unsaved changes are lost."""
-        key = self._objects.known_id(task)
+        key = self._objects.identities.known_id(task)
         if key is None:
             raise NotFoundError(f"{task!r} is not in the session {self.name!r}")
 
@@ -351,7 +352,7 @@ class SessionStore:
             decoded = decode(
                 [key],
                 fetch=lambda ids: self._fetch(connection, ids),
-                live=lambda i: task if i == key else self._objects.live(i),
+                live=lambda i: task if i == key else self._objects.identities.live(i),
                 serializer=self._objects.serializer,
             )
             if key not in decoded.rows:
@@ -360,7 +361,7 @@ class SessionStore:
             self._adopt(key, task, decoded.rows[key])
             for object_id, obj in decoded.objects.items():
                 if object_id != key:
-                    self._objects.adopt(object_id, obj)
+                    self._objects.identities.adopt(object_id, obj)
                     self._adopt(object_id, obj, decoded.rows[object_id])
 
         self._database.read(work)
@@ -370,7 +371,7 @@ class SessionStore:
 
     def __contains__(self, task_or_id: object) -> bool:
         if isinstance(task_or_id, Persistable):
-            task_or_id = self._objects.known_id(task_or_id)
+            task_or_id = self._objects.identities.known_id(task_or_id)
         try:
             key = key_of(task_or_id)
         except NotFoundError:
@@ -488,12 +489,14 @@ class SessionStore:
             job.job_id, revision, job.state, new, job.now, info, returncode
         )
         row = self._history.append(connection, [entry])[0]
-        live = self._moved_on(job, revision)
+        live = self._objects.identities.follow(job.job_id, job.revision, revision)
         execution = getattr(live, "execution", None)
         if execution is not None:
-            self._set(execution, "state", new)
+            self._objects.identities.set_until_rollback(execution, "state", new)
             if "returncode" in values:
-                self._set(execution, "returncode", returncode)
+                self._objects.identities.set_until_rollback(
+                    execution, "returncode", returncode
+                )
         return self._history.read(row)
 
     def _transition_task(
@@ -509,7 +512,7 @@ class SessionStore:
             raise TransitionError(
                 f"{task!r} has no execution.state to change", id=task.persistent_id
             )
-        if self._objects.known_id(task) is None:
+        if self._objects.identities.known_id(task) is None:
             raise NotFoundError(
                 f"{task!r} is not in the session {self.name!r}; add it first"
             )
@@ -526,30 +529,6 @@ class SessionStore:
             execution.state, execution.returncode = before
             raise
         return next(entry for entry in results if entry.job_id == task.persistent_id)
-
-    def _moved_on(self, job: Job, revision: int) -> Any:
-        """Let the live object keep up with a change that left its payload alone."""
-        live = self._objects.live(job.job_id)
-        # One that was stale before stays so, or its next save would undo what
-        # somebody else wrote.
-        if live is not None and live._revision == job.revision:
-            self._objects.undo_later(live, "_revision")
-            live._revision = revision
-        return live
-
-    def _set(self, execution: Any, name: str, value: object) -> None:
-        scope = self._database.scope
-        assert scope is not None
-        old = getattr(execution, name, None)
-        marked = getattr(execution, "_changed", False)
-
-        def put(what: object) -> None:
-            setattr(execution, name, what)
-            if hasattr(execution, "_changed"):
-                execution.__dict__["_changed"] = marked
-
-        scope.undo.append(lambda: put(old))
-        put(value)
 
     def history(self, id_: object) -> list[Transition]:
         """Return a job's transitions, in order.
@@ -640,7 +619,7 @@ class SessionStore:
                 self._jobs.remove(connection, some)
                 self._history.remove(connection, some)
                 for key in some:
-                    self._objects.note_removed(key)
+                    self._objects.identities.note_removed(key)
             self._database.execute(
                 connection,
                 delete(self._sessions).where(self._sessions.c.id == self._id),
@@ -764,7 +743,7 @@ class _Writing:
         )
 
     def _note(self, obj: Any, revision: int) -> None:
-        self._session._objects.undo_later(obj, "_revision")
+        self._session._objects.identities.undo_later(obj, "_revision")
         obj._revision = revision
 
     def finish(self) -> None:

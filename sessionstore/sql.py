@@ -279,7 +279,7 @@ class SqlStore(Store):
 
     def invalidate_cache(self) -> None:
         """Forget the live objects, so that ``load`` reads each from the database."""
-        self._objects.forget_all()
+        self._objects.identities.forget_all()
 
     def pre_fork(self) -> None:
         """Close all connections; the next call opens one.
@@ -287,14 +287,14 @@ class SqlStore(Store):
         Not needed before ``os.fork``, which is looked after by itself, but before
         anything that closes descriptors behind Python's back, as becoming a daemon.
         """
-        self._objects.database.dispose()
+        self._objects.database.connections.dispose()
 
     def post_fork(self) -> None:
         """Do nothing: each process opens its own connections when it needs them."""
 
     def close(self) -> None:
         """Close all connections.  The store may still be used, and opens new ones."""
-        self._objects.database.dispose()
+        self._objects.database.connections.dispose()
 
     def __enter__(self) -> SqlStore:
         return self

@@ -9,8 +9,8 @@ from typing import Any
 
 from sqlalchemy.engine import URL
 
+from sessionstore.encoding import is_encoding
 from sessionstore.errors import ConfigurationError, EncodeError
-from sessionstore.serialization import is_encoding
 from sessionstore.url import Url
 
 __all__ = ["Store", "make_store", "register"]

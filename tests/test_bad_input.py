@@ -75,7 +75,7 @@ def test_full_disk_is_told_and_changes_nothing(tmp_path: Path) -> None:
     store.save(task)
     store.close()
 
-    @event.listens_for(store._objects.database.engine, "connect")
+    @event.listens_for(store._objects.database.connections.engine, "connect")
     def limit(connection, record) -> None:
         connection.execute("PRAGMA max_page_count = 40")
 

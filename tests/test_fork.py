@@ -232,8 +232,10 @@ def test_objects_of_an_inherited_transaction_are_not_trusted(
     session.add_many([kept, touched])
 
     def child() -> None:
-        assert session.store._objects._live.get(kept.persistent_id) is kept
-        assert session.store._objects._live.get(touched.persistent_id) is None
+        assert session.store._objects.identities._live.get(kept.persistent_id) is kept
+        assert (
+            session.store._objects.identities._live.get(touched.persistent_id) is None
+        )
         assert touched.execution.state is State.NEW
 
     with session.transaction():

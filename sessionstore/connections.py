@@ -1,0 +1,202 @@
+"""The engine, and the connection that each thread keeps.
+
+A kept connection is in the driver's autocommit mode: a read is one round trip, and
+``database`` begins a write in the way that its database wants.  It belongs to one
+process and one thread.  A forked child opens another, and it is closed when its
+thread ends.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import weakref
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import event
+from sqlalchemy.engine import URL, Connection, create_engine
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.pool import NullPool, StaticPool
+
+from sessionstore import dialects, fork
+from sessionstore.errors import ConfigurationError
+from sessionstore.failures import translated
+
+__all__ = ["Connections", "KeptConnection"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, eq=False)
+class KeptConnection:
+    """A thread's own connection."""
+
+    connection: Connection
+    #: Nothing was sent on it yet, so that it cannot have died while it was idle.
+    is_fresh: bool = True
+    #: In a call or a transaction, so that a fork must not close it.
+    is_busy: bool = False
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether it was neither closed nor lost."""
+        return not (self.connection.closed or self.connection.invalidated)
+
+
+class _ThreadState(threading.local):
+    kept: KeptConnection | None = None
+    life: object = None
+
+
+class _ThreadLife:
+    """Dies with its thread."""
+
+
+class Connections:
+    """One engine, and its connections of all threads of this process.
+
+    ``on_end`` is called before SQLAlchemy commits or rolls back a connection, and
+    ``reset`` in a forked child, to drop what else must not cross a fork.
+    """
+
+    def __init__(
+        self,
+        url: URL,
+        *,
+        options: dialects.Options,
+        engine_options: Mapping[str, Any] | None,
+        on_end: Callable[[Connection], None],
+        reset: Callable[[], None],
+    ) -> None:
+        self.url = dialects.absolute(url)
+        self._options = options
+        self._engine_options = dict(engine_options or {})
+        self._on_end = on_end
+        self._reset = reset
+        self._open_engine()
+
+    def _open_engine(self) -> None:
+        dialect = dialects.load_dialect(self.url)
+        self.settings = dialects.settings_of(dialect)
+        self._in_memory = fork.is_in_memory(dialect, self.url)
+        keywords: dict[str, Any] = {
+            "poolclass": StaticPool if self._in_memory else NullPool,
+            # Payloads and passwords must not show in the text of an exception.
+            "hide_parameters": True,
+        }
+        if self.settings.begin is not None:
+            keywords["isolation_level"] = "AUTOCOMMIT"
+            keywords["skip_autocommit_rollback"] = True
+        if dialect.name == "sqlite":
+            keywords["connect_args"] = {"check_same_thread": False}
+        keywords.update(self._engine_options)
+        try:
+            self.engine = create_engine(self.url, **keywords)
+        except (ArgumentError, TypeError, ImportError) as error:
+            raise ConfigurationError(
+                f"cannot use the database URL {self.url!r}: {error}"
+            ) from error
+        self._start_anew()
+        for name in ("commit", "rollback"):
+            event.listen(self.engine, name, self._on_end)
+        event.listen(self.engine, "connect", self._configure)
+        event.listen(self.engine, "do_connect", self._before_connect)
+        self._guard = fork.Guard(
+            self.engine, close_idle=self._close_idle, reset=self._reset_in_child
+        )
+
+    def _start_anew(self) -> None:
+        self._kept: dict[int, KeptConnection] = {}
+        self._thread = _ThreadState()
+        #: All threads share an in-memory database's only connection, so one of them
+        #: at a time may use it.
+        self.turn: Any = threading.RLock() if self._in_memory else nullcontext()
+
+    def _before_connect(
+        self, dialect: Any, record: Any, arguments: list[Any], keywords: dict[str, Any]
+    ) -> None:
+        if dialect.name == "sqlite" and not self._in_memory and not keywords.get("uri"):
+            dialects.prepare_sqlite_file(str(arguments[0]), create=self._options.create)
+
+    def _configure(self, connection: Any, record: Any) -> None:
+        cursor = connection.cursor()
+        try:
+            self.settings.on_connect(cursor, self._options)
+        finally:
+            cursor.close()
+
+    def of_thread(self) -> KeptConnection:
+        """Return this thread's connection, opened if need be."""
+        self._guard.check()
+        kept = self._thread.kept
+        if kept is not None:
+            if kept.is_usable:
+                return kept
+            self.discard(kept)
+        with translated(self.url, self.settings):
+            kept = KeptConnection(self.engine.connect())
+        thread = threading.get_ident()
+        self._thread.kept = self._kept[thread] = kept
+        if self._thread.life is None:
+            # The thread's own storage must not hold the only reference: a forked
+            # child frees the other threads' storage before any hook runs there.
+            self._thread.life = _ThreadLife()
+            ending = weakref.finalize(
+                self._thread.life,
+                _thread_ended,
+                weakref.ref(self),
+                thread,
+                os.getpid(),
+            )
+            ending.atexit = False
+        return kept
+
+    def discard(self, kept: KeptConnection) -> None:
+        """Close a connection and forget it."""
+        for thread, other in list(self._kept.items()):
+            if other is kept:
+                del self._kept[thread]
+        if self._thread.kept is kept:
+            self._thread.kept = None
+        try:
+            kept.connection.close()
+        except SQLAlchemyError:
+            log.debug("a lost connection could not be closed", exc_info=True)
+
+    def dispose(self) -> None:
+        """Close all connections of all threads; the next call opens one."""
+        with fork.gate.inside():
+            for kept in list(self._kept.values()):
+                self.discard(kept)
+            self.engine.dispose()
+
+    def _thread_ended(self, thread: int) -> None:
+        kept = self._kept.get(thread)
+        if kept is not None:
+            with fork.gate.inside():
+                self.discard(kept)
+
+    # At a fork
+
+    def _close_idle(self) -> None:
+        for kept in list(self._kept.values()):
+            if not kept.is_busy:
+                self.discard(kept)
+
+    def _reset_in_child(self) -> None:
+        self._start_anew()
+        self._reset()
+        # Another thread was making the first connection, and the dialect that it
+        # was setting up stays half done.
+        if self._guard.half_initialised and self._guard.refusal is None:
+            self._open_engine()
+
+
+def _thread_ended(reference: weakref.ref[Connections], thread: int, pid: int) -> None:
+    connections = reference()
+    if connections is not None and pid == os.getpid():
+        connections._thread_ended(thread)

@@ -1,0 +1,64 @@
+"""Blocks of new IDs, taken from the table that counts them."""
+
+from __future__ import annotations
+
+from sqlalchemy.engine import Connection
+
+from sessionstore.database import Database
+from sessionstore.errors import SchemaError
+from sessionstore.ids import Allocator, Blocks
+from sessionstore.schema import Schema
+
+__all__ = ["IdCounter"]
+
+
+class IdCounter:
+    """Gives out the IDs of one object table, each of them once."""
+
+    def __init__(self, database: Database, schema: Schema) -> None:
+        self._database = database
+        self._schema = schema
+        #: Whether there is a table to count in.
+        self.is_there = True
+        self.allocator = Allocator(self._take_block, self._uncommitted)
+
+    def _uncommitted(self) -> Blocks | None:
+        scope = self._database.scope
+        if scope is None or self._database.settings.concurrent_writers:
+            return None
+        blocks: Blocks = scope.notes.setdefault(self, Blocks())
+        return blocks
+
+    def _take_block(self, n: int) -> range:
+        if not self.is_there:
+            raise SchemaError(
+                f"there is no table {self._schema.ids.name!r} to take new IDs from; "
+                "give the store an idfactory, or let it create its tables"
+            )
+        scope = self._database.scope
+        if scope is None:
+            return self._database.write(lambda connection: self._take(connection, n))
+        if self._uncommitted() is not None:
+            return self._take(scope.kept.connection, n)
+        # On the transaction's own connection the counter's row would stay locked
+        # until the caller commits, and everybody else would wait for that.
+        with self._database.aside() as connection:
+            return self._take(connection, n)
+
+    def _take(self, connection: Connection, n: int) -> range:
+        while True:
+            execute = self._database.execute
+            row = execute(connection, self._schema.next_ids).one_or_none()
+            if row is None:
+                raise SchemaError(
+                    f"the table {self._schema.ids.name!r} has lost its row"
+                )
+            seen, largest = row
+            first = max(seen, (largest or 0) + 1)
+            taken = execute(
+                connection,
+                self._schema.take_ids,
+                {"seen": seen, "following": first + n},
+            )
+            if taken.rowcount == 1:
+                return range(first, first + n)

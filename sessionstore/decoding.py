@@ -1,0 +1,208 @@
+"""Payloads to objects: a batch of IDs, and all that they refer to."""
+
+from __future__ import annotations
+
+import copyreg
+import importlib
+import logging
+import pickletools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from sessionstore.errors import DecodeError, NotFoundError
+from sessionstore.serialization import Decoded, Row, Serializer, path_of
+from sessionstore.task import State
+
+__all__ = ["decode", "fill"]
+
+log = logging.getLogger(__name__)
+
+_STATES = {state.value: state for state in State}
+
+
+def decode(
+    ids: Sequence[int],
+    *,
+    fetch: Callable[[Sequence[int]], Mapping[int, Row]],
+    live: Callable[[int], object | None],
+    serializer: Serializer,
+) -> Decoded:
+    """Read the objects with these IDs, and those they refer to.
+
+    ``live`` returns an object that is in memory already, which is then referred to
+    instead of read again; the given IDs themselves are always read.
+    """
+    return _Decoder(fetch, live, serializer).run(ids)
+
+
+class _Decoder:
+    def __init__(
+        self,
+        fetch: Callable[[Sequence[int]], Mapping[int, Row]],
+        live: Callable[[int], object | None],
+        serializer: Serializer,
+    ) -> None:
+        self._fetch = fetch
+        self._live = live
+        self._serializer = serializer
+        self._decoded = Decoded()
+        self._empty: dict[int, object] = {}
+        self._todo: list[int] = []
+        self._refers_to: dict[int, set[int]] = {}
+        self._under_way: list[int] = []
+
+    def run(self, ids: Sequence[int]) -> Decoded:
+        self._todo = list(dict.fromkeys(ids))
+        seen = set(self._todo)
+        while self._todo:
+            batch, self._todo = self._todo, []
+            self._decoded.rows.update(self._fetch(batch))
+            for object_id in batch:
+                if object_id not in self._decoded.objects:
+                    self._read(object_id)
+            self._todo = [i for i in dict.fromkeys(self._todo) if i not in seen]
+            seen.update(self._todo)
+        self._spread_errors()
+        return self._decoded
+
+    def _read(self, object_id: int) -> None:
+        row = self._decoded.rows.get(object_id)
+        if row is None:
+            self._decoded.errors[object_id] = NotFoundError(
+                f"there is no object with ID {object_id}", id=object_id
+            )
+            return
+        self._under_way.append(object_id)
+        try:
+            obj = self._load(object_id, row)
+            self._decoded.objects[object_id] = obj
+        except Exception as error:
+            self._decoded.errors[object_id] = DecodeError(
+                f"object {object_id} of {_class_path(row.payload)} cannot be read: "
+                f"{type(error).__name__}: {error}; it stays where it is",
+                id=object_id,
+            )
+            self._decoded.errors[object_id].__cause__ = error
+        finally:
+            self._under_way.pop()
+
+    def _load(self, object_id: int, row: Row) -> object:
+        if row.payload is None:
+            raise ValueError("its data is NULL")
+        obj = self._serializer.loads(bytes(row.payload), self._refer)
+        _set_state(obj, row.state)
+        empty = self._empty.get(object_id)
+        if empty is None:
+            return obj
+        fill(empty, obj)
+        return empty
+
+    def _refer(self, reference: Any) -> object:
+        if isinstance(reference, tuple) and len(reference) == 3:
+            object_id, module, name = reference
+            self._refers_to.setdefault(self._under_way[-1], set()).add(object_id)
+            there = self._there(object_id)
+            if there is None:
+                cls = _find_class(module, name)
+                there = self._empty[object_id] = cls.__new__(cls)
+                self._todo.append(object_id)
+            return there
+        return self._refer_as_gc3pie(int(reference))
+
+    def _refer_as_gc3pie(self, object_id: int) -> object:
+        self._refers_to.setdefault(self._under_way[-1], set()).add(object_id)
+        there = self._there(object_id)
+        if there is not None:
+            return there
+        if object_id in self._under_way:
+            raise ValueError(f"it and object {object_id} refer to each other by number")
+        self._decoded.rows.update(self._fetch([object_id]))
+        self._read(object_id)
+        if object_id in self._decoded.errors:
+            raise self._decoded.errors[object_id]
+        return self._decoded.objects[object_id]
+
+    def _there(self, object_id: int) -> object | None:
+        for known in (self._empty, self._decoded.objects):
+            if object_id in known:
+                return known[object_id]
+        return self._live(object_id)
+
+    def _spread_errors(self) -> None:
+        # An object that refers to one that cannot be read would hold an empty shell.
+        errors = self._decoded.errors
+        spread = True
+        while spread and errors:
+            spread = False
+            for object_id, references in self._refers_to.items():
+                broken = next((i for i in references if i in errors), None)
+                if broken is not None and object_id not in errors:
+                    errors[object_id] = DecodeError(
+                        f"object {object_id} cannot be read: it refers to object "
+                        f"{broken}: {errors[broken]}",
+                        id=object_id,
+                    )
+                    errors[object_id].__cause__ = errors[broken]
+                    spread = True
+        for object_id in errors:
+            self._decoded.objects.pop(object_id, None)
+
+
+def _set_state(obj: object, state: str | None) -> None:
+    # The column is the truth: a transition changes it and leaves the payload alone.
+    execution = getattr(obj, "execution", None)
+    if state is None or not hasattr(execution, "state"):
+        return
+    try:
+        execution.state = _STATES.get(state, state)  # type: ignore[union-attr]
+    except ValueError:
+        log.warning("%r cannot have the state %r of its row", obj, state)
+
+
+def fill(target: object, source: object) -> None:
+    """Make ``target`` hold what ``source`` holds, an object of the same class."""
+    if type(target) is not type(source):
+        raise TypeError(
+            f"it is an object of {path_of(type(source))}, and was expected to be one "
+            f"of {path_of(type(target))}"
+        )
+    if hasattr(source, "__dict__"):
+        kept = {
+            name: value
+            for name, value in target.__dict__.items()
+            if name in {"persistent_id", "_origin", "_revision"}
+        }
+        target.__dict__.clear()
+        target.__dict__.update(source.__dict__)
+        target.__dict__.update(kept)
+    for name in copyreg._slotnames(type(source)):  # type: ignore[attr-defined]
+        if hasattr(source, name):
+            setattr(target, name, getattr(source, name))
+    if isinstance(source, list):
+        target[:] = source  # type: ignore[index]
+    elif isinstance(source, (dict, set)):
+        target.clear()  # type: ignore[attr-defined]
+        target.update(source)  # type: ignore[attr-defined]
+
+
+def _find_class(module: str, name: str) -> Any:
+    found: Any = importlib.import_module(module)
+    for part in name.split("."):
+        found = getattr(found, part)
+    return found
+
+
+def _class_path(payload: bytes | None) -> str:
+    """Return the class a pickle begins with, without running any of it."""
+    strings: list[str] = []
+    try:
+        for opcode, argument, _ in pickletools.genops(bytes(payload or b"")):
+            if opcode.name == "GLOBAL":
+                return str(argument).replace(" ", ".")
+            if opcode.name == "STACK_GLOBAL":
+                return ".".join(strings[-2:])
+            if isinstance(argument, str):
+                strings.append(argument)
+    except Exception:  # no pickle at all, or a torn one
+        log.debug("a payload's class could not be told", exc_info=True)
+    return "unknown class"

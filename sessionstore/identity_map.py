@@ -1,0 +1,174 @@
+"""Which object of this process stands for which row.
+
+Every change to an object's bookkeeping (its ID, its ``changed`` mark, its revision,
+its place in this map) is noted in the open transaction together with what takes it
+back, should that roll back.
+"""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from typing import Any
+
+from sessionstore.database import Database, Scope
+from sessionstore.persistable import Persistable
+
+__all__ = ["IdentityMap"]
+
+log = logging.getLogger(__name__)
+
+
+class IdentityMap:
+    """The live objects of one table, held weakly.
+
+    ``origin`` names the table on the objects that are stored in it.
+    """
+
+    def __init__(self, database: Database, origin: str) -> None:
+        self._database = database
+        self._origin = origin
+        self._live: weakref.WeakValueDictionary[int, Any] = (
+            weakref.WeakValueDictionary()
+        )
+        database.on_reset.append(self._reset_in_child)
+
+    def _reset_in_child(self) -> None:
+        # Whether what the parent's open transactions touched will ever be so, the
+        # child cannot know.
+        for scope in self._database.scopes:
+            for object_id in self._noted(scope):
+                self._live.pop(object_id, None)
+
+    def _noted(self, scope: Scope) -> dict[int, Any]:
+        """Return what is live for one transaction only; None is what it removed."""
+        noted: dict[int, Any] = scope.notes.setdefault(self, {})
+        return noted
+
+    def known_id(self, obj: object) -> int | None:
+        """Return the ID under which this table has ``obj``, None if it has not."""
+        object_id = getattr(obj, "persistent_id", None)
+        if object_id is None:
+            return None
+        if isinstance(obj, Persistable) and obj._origin != self._origin:
+            return None
+        return int(object_id)
+
+    def note_stored(self, obj: object, object_id: int) -> None:
+        """Mark an object stored, and remember it when the transaction commits."""
+        scope = self._database.scope
+        assert scope is not None
+        self.undo_later(obj, "persistent_id", "_origin")
+        if isinstance(obj, Persistable):
+            obj.persistent_id = object_id
+            obj._origin = self._origin
+            obj.changed = False
+        elif hasattr(obj, "__dict__"):
+            _assign(obj, persistent_id=object_id)
+        self._noted(scope)[int(object_id)] = obj
+        scope.after_commit.append(lambda: self._keep(int(object_id), obj))
+
+    def undo_later(self, obj: object, *names: str) -> None:
+        """Put attributes and the ``changed`` mark back if the transaction fails."""
+        scope = self._database.scope
+        assert scope is not None
+        before = {name: getattr(obj, name, None) for name in names}
+        changed = bool(getattr(obj, "changed", False))
+
+        def restore() -> None:
+            _assign(obj, **before)
+            if isinstance(obj, Persistable):
+                obj.changed = changed or obj.changed
+
+        scope.undo.append(restore)
+
+    def note_removed(self, object_id: int) -> None:
+        """Forget an object when the transaction commits, and inside it at once."""
+        scope = self._database.scope
+        assert scope is not None
+        obj = self.live(object_id)
+        self.evict(object_id)
+
+        def forget() -> None:
+            if obj is not None:
+                _assign(obj, persistent_id=None, changed=True)
+
+        scope.after_commit.append(forget)
+
+    def evict(self, object_id: int) -> None:
+        """Forget which object is live under an ID, inside the transaction and after."""
+        scope = self._database.scope
+        assert scope is not None
+        self._noted(scope)[object_id] = None
+        scope.after_commit.append(lambda: self._live.pop(object_id, None))
+
+    def _keep(self, object_id: int, obj: object) -> None:
+        try:
+            self._live[object_id] = obj
+        except TypeError:  # lists and the like cannot be referred to weakly
+            log.debug("objects of %s are not cached", type(obj))
+
+    def live(self, object_id: int) -> Any | None:
+        """Return the object that this process has in memory for an ID."""
+        scope = self._database.scope
+        if scope is not None and object_id in (noted := self._noted(scope)):
+            return noted[object_id]
+        return self._live.get(object_id)
+
+    def forget_all(self) -> None:
+        """Forget the live objects, so that each is read anew."""
+        self._live.clear()
+        scope = self._database.scope
+        if scope is not None:
+            self._noted(scope).clear()
+
+    def set_until_rollback(self, obj: Any, name: str, value: object) -> None:
+        """Set an attribute without marking the object changed."""
+        scope = self._database.scope
+        assert scope is not None
+        old = getattr(obj, name, None)
+        marked = getattr(obj, "_changed", False)
+
+        def put(what: object) -> None:
+            setattr(obj, name, what)
+            if hasattr(obj, "_changed"):
+                obj.__dict__["_changed"] = marked
+
+        scope.undo.append(lambda: put(old))
+        put(value)
+
+    def follow(self, object_id: int, before: int, after: int) -> Any | None:
+        """Let the live object keep up with a change that left its payload alone.
+
+        One that was not at the revision ``before`` was stale, and stays so: its next
+        save would undo what somebody else wrote.
+        """
+        live = self.live(object_id)
+        if live is not None and live._revision == before:
+            self.undo_later(live, "_revision")
+            live._revision = after
+        return live
+
+    def adopt(self, object_id: int, obj: object) -> None:
+        """Note on an object that it is what the table has under an ID."""
+        if isinstance(obj, Persistable):
+            obj.persistent_id = object_id
+            obj._origin = self._origin
+            obj.changed = False
+        elif hasattr(obj, "__dict__"):
+            _assign(obj, persistent_id=object_id)
+        scope = self._database.scope
+        if scope is None:
+            self._keep(object_id, obj)
+        else:
+            # What was read here may be this transaction's own, not yet committed.
+            self._noted(scope)[object_id] = obj
+            scope.after_commit.append(lambda: self._keep(object_id, obj))
+
+
+def _assign(obj: object, **attributes: object) -> None:
+    for name, value in attributes.items():
+        try:
+            setattr(obj, name, value)
+        except AttributeError:  # a class with slots
+            log.debug("%s takes no attribute %r", type(obj), name)

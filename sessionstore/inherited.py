@@ -1,0 +1,74 @@
+"""What becomes of a driver connection that came along with a fork.
+
+It is the parent's.  The child must neither use it nor free it, and cannot close it
+without the parent's noticing; so it is put out of reach and kept for ever.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from typing import Any
+
+from sessionstore.errors import ForkError
+
+__all__ = ["ParentsConnection", "disown"]
+
+
+class ParentsConnection:
+    """Stands where a driver connection stood that belongs to the parent process.
+
+    Giving it back is quiet, so that an exception can unwind an inherited
+    ``with`` block; using it is a ForkError.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        raise ForkError(
+            "this connection was opened by the parent process and cannot be used "
+            "in a forked child; open one here"
+        )
+
+    def rollback(self) -> None:
+        """Send nothing: the transaction is the parent's."""
+
+    def close(self) -> None:
+        """Close nothing: the connection is the parent's."""
+
+
+def disown(connection: object, record: Any, *, silence: bool) -> None:
+    """Put the parent's driver connection out of this process's reach.
+
+    ``record`` is SQLAlchemy's of it, None if that is gone.  ``silence`` it if it
+    is a socket: what would be sent on it still reaches the server otherwise.
+    """
+    _make_immortal(connection)
+    if silence:
+        _silence(connection)
+    if record is not None and record.dbapi_connection is connection:
+        stand_in = ParentsConnection()
+        record.finalize_callback.clear()
+        record.dbapi_connection = stand_in
+        fairy = record.fairy_ref() if record.fairy_ref is not None else None
+        if fairy is not None:
+            fairy.dbapi_connection = stand_in
+
+
+def _make_immortal(connection: object) -> None:
+    # A reference that nobody gives back: even the interpreter's end must not run
+    # the destructor, as mysqlclient's sends COM_QUIT and sqlite3's drops locks.
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
+
+
+def _silence(connection: Any) -> None:
+    """Lay /dev/null over the connection's socket, in this process only."""
+    # Besides stray bytes this ends the child's share of the socket: the server
+    # would keep a dead parent's transaction open for as long as a child held it.
+    try:
+        socket = getattr(connection, "_sock", None) or connection
+        descriptor = socket.fileno()
+    except Exception:  # a driver without a socket, or one that is closed already
+        return
+    if isinstance(descriptor, int) and descriptor >= 0:
+        null = os.open(os.devnull, os.O_RDWR)
+        os.dup2(null, descriptor, inheritable=False)
+        os.close(null)
