@@ -82,9 +82,9 @@ class Connections:
     def _open_engine(self) -> None:
         dialect = dialects.load_dialect(self.url)
         self.settings = dialects.settings_of(dialect)
-        self._in_memory = fork.is_in_memory(dialect, self.url)
+        self.is_in_memory = fork.is_in_memory(dialect, self.url)
         keywords: dict[str, Any] = {
-            "poolclass": StaticPool if self._in_memory else NullPool,
+            "poolclass": StaticPool if self.is_in_memory else NullPool,
             # Payloads and passwords must not show in the text of an exception.
             "hide_parameters": True,
         }
@@ -114,12 +114,16 @@ class Connections:
         self._thread = _ThreadState()
         #: All threads share an in-memory database's only connection, so one of them
         #: at a time may use it.
-        self.turn: Any = threading.RLock() if self._in_memory else nullcontext()
+        self.turn: Any = threading.RLock() if self.is_in_memory else nullcontext()
 
     def _before_connect(
         self, dialect: Any, record: Any, arguments: list[Any], keywords: dict[str, Any]
     ) -> None:
-        if dialect.name == "sqlite" and not self._in_memory and not keywords.get("uri"):
+        if (
+            dialect.name == "sqlite"
+            and not self.is_in_memory
+            and not keywords.get("uri")
+        ):
             dialects.prepare_sqlite_file(str(arguments[0]), create=self._options.create)
 
     def _configure(self, connection: Any, record: Any) -> None:

@@ -12,6 +12,7 @@ import os
 import random
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeVar
@@ -80,6 +81,10 @@ class Database:
         )
         self.url = self.connections.url
         self.settings = self.connections.settings
+        #: Tells it from all others; in-memory databases have the same URL.
+        self.name = repr(self.url)
+        if self.connections.is_in_memory:
+            self.name += f" {uuid.uuid4()}"
         #: Called in a forked child, to drop what must not cross the fork.
         self.on_reset: list[Callable[[], None]] = []
         #: The open transactions of all threads.

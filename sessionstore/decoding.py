@@ -17,6 +17,8 @@ __all__ = ["decode", "fill"]
 
 log = logging.getLogger(__name__)
 
+#: Py_TPFLAGS_HEAPTYPE: a class made by a class statement, not by C code.
+_HEAP_TYPE = 1 << 9
 _STATES = {state.value: state for state in State}
 
 
@@ -104,18 +106,23 @@ class _Decoder:
             there = self._there(object_id)
             if there is None:
                 cls = _find_class(module, name)
+                if not _can_be_filled(cls):
+                    return self._read_at_once(object_id)
                 there = self._empty[object_id] = cls.__new__(cls)
                 self._todo.append(object_id)
             return there
-        return self._refer_as_gc3pie(int(reference))
+        return self._read_at_once(int(reference))
 
-    def _refer_as_gc3pie(self, object_id: int) -> object:
+    def _read_at_once(self, object_id: int) -> object:
         self._refers_to.setdefault(self._under_way[-1], set()).add(object_id)
         there = self._there(object_id)
         if there is not None:
             return there
         if object_id in self._under_way:
-            raise ValueError(f"it and object {object_id} refer to each other by number")
+            raise ValueError(
+                f"it and object {object_id} refer to each other, and neither can be "
+                "made before the other"
+            )
         self._decoded.rows.update(self._fetch([object_id]))
         self._read(object_id)
         if object_id in self._decoded.errors:
@@ -157,6 +164,15 @@ def _set_state(obj: object, state: str | None) -> None:
         execution.state = _STATES.get(state, state)  # type: ignore[union-attr]
     except ValueError:
         log.warning("%r cannot have the state %r of its row", obj, state)
+
+
+def _can_be_filled(cls: type) -> bool:
+    """Say whether an empty instance can be made first, and filled by ``fill``."""
+    # A tuple, a number or an exception holds what it was made with, out of reach.
+    builtin = {base for base in cls.__mro__ if not base.__flags__ & _HEAP_TYPE}
+    return builtin <= {object, list, dict, set} and cls.__new__ in {
+        base.__new__ for base in builtin
+    }
 
 
 def fill(target: object, source: object) -> None:

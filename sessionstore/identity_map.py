@@ -14,7 +14,7 @@ from typing import Any
 from sessionstore.database import Database, Scope
 from sessionstore.persistable import Persistable
 
-__all__ = ["IdentityMap"]
+__all__ = ["IdentityMap", "set_unmarked"]
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +29,10 @@ class IdentityMap:
         self._database = database
         self._origin = origin
         self._live: weakref.WeakValueDictionary[int, Any] = (
+            weakref.WeakValueDictionary()
+        )
+        #: Objects that are not Persistable and were stored here, by ``id(obj)``.
+        self._plain: weakref.WeakValueDictionary[int, Any] = (
             weakref.WeakValueDictionary()
         )
         database.on_reset.append(self._reset_in_child)
@@ -50,9 +54,10 @@ class IdentityMap:
         object_id = getattr(obj, "persistent_id", None)
         if object_id is None:
             return None
-        if isinstance(obj, Persistable) and obj._origin != self._origin:
-            return None
-        return int(object_id)
+        if isinstance(obj, Persistable):
+            return int(object_id) if obj._origin == self._origin else None
+        # Any other object may have its ID from another store.
+        return int(object_id) if self._plain.get(id(obj)) is obj else None
 
     def note_stored(self, obj: object, object_id: int) -> None:
         """Mark an object stored, and remember it when the transaction commits."""
@@ -65,6 +70,7 @@ class IdentityMap:
             obj.changed = False
         elif hasattr(obj, "__dict__"):
             _assign(obj, persistent_id=object_id)
+            self._remember_plain(obj)
         self._noted(scope)[int(object_id)] = obj
         scope.after_commit.append(lambda: self._keep(int(object_id), obj))
 
@@ -122,20 +128,19 @@ class IdentityMap:
         if scope is not None:
             self._noted(scope).clear()
 
+    def _remember_plain(self, obj: object) -> None:
+        try:
+            self._plain[id(obj)] = obj
+        except TypeError:
+            log.debug("objects of %s are new at each save", type(obj))
+
     def set_until_rollback(self, obj: Any, name: str, value: object) -> None:
         """Set an attribute without marking the object changed."""
         scope = self._database.scope
         assert scope is not None
         old = getattr(obj, name, None)
-        marked = getattr(obj, "_changed", False)
-
-        def put(what: object) -> None:
-            setattr(obj, name, what)
-            if hasattr(obj, "_changed"):
-                obj.__dict__["_changed"] = marked
-
-        scope.undo.append(lambda: put(old))
-        put(value)
+        scope.undo.append(lambda: set_unmarked(obj, name, old))
+        set_unmarked(obj, name, value)
 
     def follow(self, object_id: int, before: int, after: int) -> Any | None:
         """Let the live object keep up with a change that left its payload alone.
@@ -157,6 +162,7 @@ class IdentityMap:
             obj.changed = False
         elif hasattr(obj, "__dict__"):
             _assign(obj, persistent_id=object_id)
+            self._remember_plain(obj)
         scope = self._database.scope
         if scope is None:
             self._keep(object_id, obj)
@@ -172,3 +178,11 @@ def _assign(obj: object, **attributes: object) -> None:
             setattr(obj, name, value)
         except AttributeError:  # a class with slots
             log.debug("%s takes no attribute %r", type(obj), name)
+
+
+def set_unmarked(obj: Any, name: str, value: object) -> None:
+    """Set an attribute without marking the object changed."""
+    marked = getattr(obj, "_changed", None)
+    setattr(obj, name, value)
+    if marked is not None:
+        obj.__dict__["_changed"] = marked

@@ -53,9 +53,6 @@ class JobTable:
             .order_by(table.c.job_id)
         )
         self._lock = self._read.with_for_update()
-        self._end = select(func.coalesce(func.max(table.c.position), 0), Now()).where(
-            table.c.session_id == bindparam("session")
-        )
         self._insert = insert(table)
         self._in_session = table.c.session_id == bindparam("session")
         self._listed = self._in_session & table.c.position.is_not(None)
@@ -63,13 +60,14 @@ class JobTable:
         self._objects = (
             select(
                 objects.c.id,
+                table.c.session_id,
                 objects.c.data,
-                table.c.state,
+                func.coalesce(table.c.state, objects.c.state),
                 table.c.revision,
                 table.c.returncode,
             )
-            .join(table, table.c.job_id == objects.c.id)
-            .where(objects.c.id.in_(bindparam("ids", expanding=True)), self._in_session)
+            .outerjoin(table, table.c.job_id == objects.c.id)
+            .where(objects.c.id.in_(bindparam("ids", expanding=True)))
         )
 
     def read(
@@ -85,13 +83,6 @@ class JobTable:
             )
             jobs.update({row.job_id: Job(*row) for row in rows})
         return jobs
-
-    def end(self, connection: Connection, session_id: int) -> tuple[int, int]:
-        """Return the session's last position, and the database's time."""
-        last, now = self._database.execute(
-            connection, self._end, {"session": session_id}
-        ).one()
-        return int(last), int(now)
 
     def insert(self, connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
         """Add rows at revision 1."""
@@ -129,16 +120,14 @@ class JobTable:
         )
 
     def fetch(
-        self, connection: Connection, session_id: int, ids: Sequence[int]
-    ) -> dict[int, Row]:
-        """Read a session's objects together with their jobs' state and revision."""
-        rows: dict[int, Row] = {}
+        self, connection: Connection, ids: Sequence[int]
+    ) -> dict[int, tuple[int | None, Row]]:
+        """Read objects and their jobs, each with the ID of the session it is in."""
+        rows: dict[int, tuple[int | None, Row]] = {}
         for start in range(0, len(ids), PAGE):
             some = [int(i) for i in ids[start : start + PAGE]]
-            found = self._database.execute(
-                connection, self._objects, {"ids": some, "session": session_id}
-            )
-            rows.update({row[0]: Row(*row[1:]) for row in found})
+            found = self._database.execute(connection, self._objects, {"ids": some})
+            rows.update({row[0]: (row[1], Row(*row[2:])) for row in found})
         return rows
 
     def page(

@@ -22,7 +22,7 @@ from sessionstore.errors import NotFoundError, StoreError
 from sessionstore.failures import DuplicateKeyError
 from sessionstore.identity_map import IdentityMap
 from sessionstore.ids import IdFactory, IdSource
-from sessionstore.schema import CURRENT_VERSION, Schema
+from sessionstore.schema import CURRENT_VERSION, Schema, fits
 from sessionstore.serialization import (
     Decoded,
     PickleSerializer,
@@ -58,7 +58,7 @@ class ObjectTable:
         self.schema = schema
         self.serializer = serializer or PickleSerializer()
         #: The live objects of this table.
-        self.identities = IdentityMap(database, f"{database.url!r}#{schema.name}")
+        self.identities = IdentityMap(database, f"{database.name}#{schema.name}")
         self._extra = [
             (column.name, function) for column, function in extra_fields.items()
         ]
@@ -348,8 +348,11 @@ def not_found(object_id: int) -> NotFoundError:
 def key_of(id_: object) -> int:
     """Return an ID as the table has it, or raise NotFoundError."""
     try:
-        return int(id_) if isinstance(id_, str) else operator.index(id_)  # type: ignore[arg-type]
+        key = int(id_) if isinstance(id_, str) else operator.index(id_)  # type: ignore[arg-type]
     except (TypeError, ValueError):
+        key = None
+    if key is None or not fits(key):
         raise NotFoundError(
-            f"there is no object with ID {id_!r}: IDs are integers", id=id_
-        ) from None
+            f"there is no object with ID {id_!r}: IDs are integers of 64 bits", id=id_
+        )
+    return key

@@ -55,6 +55,12 @@ MAX_NAME = 255
 MAX_INFO = 4000
 MAX_STATE = 128
 
+
+def fits(number: int) -> bool:
+    """Say whether an integer column can hold a number."""
+    return -(2**63) <= number < 2**63
+
+
 Id = BigInteger().with_variant(Integer, "sqlite")
 Payload = LargeBinary().with_variant(LONGBLOB, "mysql", "mariadb")
 _OPTIONS: dict[str, Any] = {

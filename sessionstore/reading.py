@@ -1,0 +1,117 @@
+"""Reading a session's objects: by ID, again in place, and all of them."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from sqlalchemy.engine import Connection
+
+from sessionstore.decoding import decode, fill
+from sessionstore.errors import DecodeError, LoadError, NotFoundError
+from sessionstore.identity_map import set_unmarked
+from sessionstore.index import Index
+from sessionstore.objects import only
+from sessionstore.persistable import Persistable
+from sessionstore.serialization import Row
+
+__all__ = ["each", "load", "refresh", "workflow"]
+
+#: Objects that an iteration has in memory at once.
+BATCH = 50
+
+
+def load(
+    index: Index, keys: Sequence[int]
+) -> tuple[dict[int, Any], dict[int, LoadError]]:
+    """Return the objects with these IDs, and why others could not be had."""
+    roots = frozenset(keys)
+    decoded = index.objects.load_many(
+        keys,
+        fetch=lambda connection, ids: index.fetch(connection, ids, roots),
+        adopt=_adopt,
+    )
+    # A live object may be of another session, or none, and one that was read past
+    # the session has no revision yet.
+    live = [key for key in decoded.objects if key not in decoded.rows]
+    jobs = index.mine(live) if live else {}
+    for key in live:
+        obj: Any = decoded.objects[key]
+        if key not in jobs:
+            del decoded.objects[key]
+            decoded.errors[key] = index.not_here(key)
+        elif getattr(obj, "_revision", None) is None and not obj.changed:
+            refresh(index, obj)
+    return decoded.objects, decoded.errors
+
+
+def _adopt(object_id: int, obj: Any, row: Row) -> None:
+    obj._revision = row.revision
+    execution = getattr(obj, "execution", None)
+    if row.revision is not None and hasattr(execution, "returncode"):
+        set_unmarked(execution, "returncode", row.returncode)
+    obj.changed = False
+
+
+def refresh(index: Index, task: Persistable) -> None:
+    """Read an object again, in place, and what it refers to if that is not live."""
+    identities = index.objects.identities
+    key = identities.known_id(task)
+    if key is None:
+        raise NotFoundError(f"{task!r} is not in the session {index.name!r}")
+
+    def work(connection: Connection) -> None:
+        decoded = decode(
+            [key],
+            fetch=lambda ids: index.fetch(connection, ids, {key}),
+            live=lambda i: task if i == key else identities.live(i),
+            serializer=index.objects.serializer,
+        )
+        if key not in decoded.rows:
+            raise index.not_here(key)
+        read = only(decoded, key)
+        try:
+            fill(task, read)
+        except TypeError as error:
+            raise DecodeError(
+                f"object {key} cannot be read again in place: {error}", id=key
+            ) from error
+        decoded.objects[key] = task
+        for object_id, obj in decoded.objects.items():
+            if obj is not task:
+                identities.adopt(object_id, obj)
+            _adopt(object_id, obj, decoded.rows[object_id])
+
+    index.database.read(work)
+
+
+def each(index: Index) -> Iterator[tuple[int, Any, LoadError | None]]:
+    """Go through the jobs' IDs, each with its object or what is wrong with it."""
+    batch: list[int] = []
+    for id_ in index.ids(None):
+        batch.append(id_)
+        if len(batch) == BATCH:
+            yield from _each_of(index, batch)
+            batch = []
+    yield from _each_of(index, batch)
+
+
+def _each_of(
+    index: Index, ids: Sequence[int]
+) -> Iterator[tuple[int, Any, LoadError | None]]:
+    objects, errors = load(index, ids)
+    for id_ in ids:
+        yield id_, objects.get(id_), errors.get(id_)
+
+
+def workflow(tasks: Iterable[Any]) -> Iterator[Any]:
+    """Go through tasks and the ``tasks`` inside them, breadth first."""
+    todo = deque(tasks)
+    seen: set[int] = set()
+    while todo:
+        task = todo.popleft()
+        if id(task) not in seen:
+            seen.add(id(task))
+            yield task
+            todo.extend(getattr(task, "tasks", ()))

@@ -1,0 +1,198 @@
+"""Saving through a session: a graph's rows, jobs and history in one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy.engine import Connection
+
+from sessionstore.errors import ConflictError, EncodeError
+from sessionstore.history import Transition, check_transition, clean, state_from
+from sessionstore.index import Index
+from sessionstore.jobs import Job, changed_meanwhile
+from sessionstore.persistable import Persistable
+from sessionstore.schema import MAX_NAME, fits
+from sessionstore.serialization import Record
+from sessionstore.task import State
+
+__all__ = ["Change", "check_change", "check_persistable", "save_graph"]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A transition that was asked for, beside the new state itself."""
+
+    #: The states it may start from; None: any that is legal.
+    expect: Collection[State] | None
+    info: str
+
+
+def save_graph(
+    index: Index,
+    tasks: Sequence[Persistable],
+    *,
+    listed: bool,
+    change: Change | None = None,
+) -> tuple[Sequence[int], Sequence[Transition]]:
+    """Write objects with all they refer to; return their IDs and what was recorded.
+
+    They become jobs if they are to be ``listed``, else they must be in the session.
+    With a ``change`` the states that they have now are transitions.
+    """
+    if not tasks:
+        return [], []
+    roots = {id(check_persistable(task)) for task in tasks}
+    recorded: list[Transition] = []
+
+    def first(connection: Connection, records: Sequence[Record]) -> None:
+        writer = _GraphWriter(index, connection, records, listed, change)
+        for record in records:
+            writer.write(record, id(record.obj) in roots)
+        recorded[:] = writer.finish()
+
+    return index.objects.store(tasks, first), recorded
+
+
+class _GraphWriter:
+    """Gathers the job rows and history entries that one save of a graph takes."""
+
+    def __init__(
+        self,
+        index: Index,
+        connection: Connection,
+        records: Sequence[Record],
+        listed: bool,
+        change: Change | None,
+    ) -> None:
+        self._index = index
+        self._connection = connection
+        self._listed = listed
+        self._change = change
+        known = [record.id for record in records if not record.is_new]
+        self._there = index.jobs.read(connection, known, lock=True) if known else {}
+        self._last, self._now = index.end(connection)
+        self._new: list[dict[str, Any]] = []
+        self._entries: list[dict[str, Any]] = []
+
+    def write(self, record: Record, is_root: bool) -> None:
+        """Write one object's job, unless somebody else was first."""
+        job = self._there.get(record.id)
+        if job is not None:
+            self._check_session(record, job)
+        if is_root and not self._listed and (job is None or job.session_id is None):
+            raise self._index.not_here(record.id)
+        if job is None:
+            self._insert(record, self._listed and is_root)
+        else:
+            self._update(record, job, is_root)
+
+    def _check_session(self, record: Record, job: Job) -> None:
+        if job.session_id not in {self._index.id, None}:
+            raise ConflictError(
+                f"object {record.id} is in another session, and an object is in one "
+                "at most; forget it there first",
+                id=record.id,
+            )
+
+    def _insert(self, record: Record, listed: bool) -> None:
+        state_from(record.state, record.id)
+        if listed:
+            self._last += 1
+        self._new.append(
+            {
+                "job_id": int(record.id),
+                "session_id": self._index.id,
+                "position": self._last if listed else None,
+                "name": _name_of(record.obj),
+                "state": record.state,
+                "returncode": _returncode_of(record),
+                "created_at": self._now,
+                "updated_at": self._now,
+            }
+        )
+        self._enter(record, 1, None, "")
+
+    def _update(self, record: Record, job: Job, is_root: bool) -> None:
+        change = self._change if is_root else None
+        if change is not None:
+            check_change(job, State(record.state), change.expect)
+        obj: Any = record.obj
+        if obj._revision != job.revision:
+            raise changed_meanwhile(record.id)
+        if change is None and job.state != record.state:
+            check_transition(record.id, job.state, state_from(record.state, record.id))
+        values: dict[str, Any] = {
+            "name": _name_of(obj),
+            "state": record.state,
+            "returncode": _returncode_of(record),
+        }
+        if job.session_id is None:
+            values["session_id"] = self._index.id
+        if self._listed and is_root and job.position is None:
+            self._last += 1
+            values["position"] = self._last
+        revision = self._index.jobs.change(self._connection, job, **values)
+        if job.state != record.state:
+            self._enter(record, revision, job.state, change.info if change else "")
+        else:
+            self._note(obj, revision)
+
+    def _enter(self, record: Record, revision: int, old: str | None, info: str) -> None:
+        self._entries.append(
+            self._index.history.entry(
+                record.id,
+                revision,
+                old,
+                record.state,
+                self._now,
+                info,
+                _returncode_of(record),
+            )
+        )
+        self._note(record.obj, revision)
+
+    def _note(self, obj: Any, revision: int) -> None:
+        self._index.objects.identities.undo_later(obj, "_revision")
+        obj._revision = revision
+
+    def finish(self) -> list[Transition]:
+        """Send what was gathered, and return the transitions among it."""
+        self._index.jobs.insert(self._connection, self._new)
+        rows = self._index.history.append(self._connection, self._entries)
+        return [self._index.history.read(row) for row in rows]
+
+
+def check_change(job: Job, new: State, expect: Collection[State] | None) -> None:
+    """Raise ConflictError for a state not expected, TransitionError for no way."""
+    if expect is not None and job.state not in expect:
+        raise ConflictError(
+            f"task {job.job_id} is {job.state}, and was expected to be "
+            f"{' or '.join(sorted(expect)) or 'in no state at all'}",
+            id=job.job_id,
+        )
+    check_transition(job.job_id, job.state, new)
+
+
+def check_persistable(task: object) -> Persistable:
+    """Return the object, or raise EncodeError if no session can keep it."""
+    if not isinstance(task, Persistable):
+        raise EncodeError(
+            f"a session keeps Persistable objects, and {task!r} is none; derive its "
+            f"class {type(task).__qualname__} from sessionstore.Persistable"
+        )
+    return task
+
+
+def _name_of(obj: object) -> str:
+    return clean(str(getattr(obj, "jobname", "") or ""), MAX_NAME)
+
+
+def _returncode_of(record: Record) -> int | None:
+    returncode = getattr(getattr(record.obj, "execution", None), "returncode", None)
+    if not isinstance(returncode, int):
+        return None
+    if not fits(returncode):
+        raise EncodeError(f"the returncode {returncode} exceeds 64 bits", id=record.id)
+    return returncode

@@ -1,0 +1,144 @@
+"""Moving jobs from state to state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+from sqlalchemy.engine import Connection
+
+from sessionstore.errors import NotFoundError, TransitionError
+from sessionstore.history import Transition
+from sessionstore.identity_map import set_unmarked
+from sessionstore.index import Index
+from sessionstore.jobs import Job
+from sessionstore.persistable import Persistable
+from sessionstore.saving import Change, check_change, save_graph
+from sessionstore.schema import fits
+from sessionstore.task import State
+
+__all__ = ["move_job", "move_task", "redo"]
+
+
+def move_job(
+    index: Index,
+    key: int,
+    new: State,
+    *,
+    expect: Collection[State] | None,
+    info: str,
+    returncode: int | None,
+) -> Transition:
+    """Change a job's state, and leave its payload alone."""
+    if returncode is not None and not fits(returncode):
+        raise TransitionError(f"the returncode {returncode} exceeds 64 bits", id=key)
+
+    def work(connection: Connection) -> Transition:
+        job = index.job(connection, key)
+        check_change(job, new, expect)
+        values = {} if returncode is None else {"returncode": returncode}
+        return _record(index, connection, job, new, info, values)
+
+    return index.database.write(work)
+
+
+def redo(index: Index, key: int) -> Transition:
+    """Make a TERMINATED job NEW."""
+
+    def work(connection: Connection) -> Transition:
+        job = index.job(connection, key)
+        if job.state != State.TERMINATED:
+            raise TransitionError(
+                f"only a TERMINATED task can be done again, and task {key} is "
+                f"{job.state}",
+                id=key,
+            )
+        values = {"returncode": None, "attempts": 0}
+        return _record(index, connection, job, State.NEW, "redo", values)
+
+    return index.database.write(work)
+
+
+def _record(
+    index: Index,
+    connection: Connection,
+    job: Job,
+    new: State,
+    info: str,
+    values: dict[str, Any],
+) -> Transition:
+    revision = index.jobs.change(connection, job, state=str(new), **values)
+    index.database.execute(
+        connection,
+        index.objects.schema.set_state,
+        {"object_id": job.job_id, "new_state": str(new)},
+    )
+    entry = index.history.entry(
+        job.job_id,
+        revision,
+        job.state,
+        new,
+        job.now,
+        info,
+        values.get("returncode"),
+    )
+    [row] = index.history.append(connection, [entry])
+    identities = index.objects.identities
+    live = identities.follow(job.job_id, job.revision, revision)
+    execution = getattr(live, "execution", None)
+    if execution is not None:
+        identities.set_until_rollback(execution, "state", new)
+        if "returncode" in values:
+            identities.set_until_rollback(execution, "returncode", values["returncode"])
+    return index.history.read(row)
+
+
+def move_task(
+    index: Index,
+    task: Persistable,
+    new: State,
+    *,
+    expect: Collection[State] | None,
+    info: str,
+    returncode: int | None,
+) -> Transition:
+    """Save a task in another state; it is as it was if that fails."""
+    execution: Any = getattr(task, "execution", None)
+    if not hasattr(execution, "state"):
+        raise TransitionError(
+            f"{task!r} has no execution.state to change", id=task.persistent_id
+        )
+    if index.objects.identities.known_id(task) is None:
+        raise NotFoundError(
+            f"{task!r} is not in the session {index.name!r}; add it first"
+        )
+    restore = _assign(execution, new, returncode)
+    try:
+        _, recorded = save_graph(
+            index, [task], listed=False, change=Change(expect, info)
+        )
+    except BaseException:
+        restore()
+        raise
+    scope = index.database.scope
+    if scope is not None:
+        scope.undo.append(restore)
+    return next(entry for entry in recorded if entry.job_id == task.persistent_id)
+
+
+def _assign(execution: Any, state: State, returncode: int | None) -> Callable[[], None]:
+    # Not marked as changes: the task is written in any case, and if that fails, no
+    # mark must stay.
+    before = {"state": execution.state}
+    after: dict[str, object] = {"state": state}
+    if returncode is not None:
+        before["returncode"] = getattr(execution, "returncode", None)
+        after["returncode"] = returncode
+    for name, value in after.items():
+        set_unmarked(execution, name, value)
+
+    def restore() -> None:
+        for name, value in before.items():
+            set_unmarked(execution, name, value)
+
+    return restore
