@@ -31,8 +31,8 @@ class IdentityMap:
         self._live: weakref.WeakValueDictionary[int, Any] = (
             weakref.WeakValueDictionary()
         )
-        #: Objects that are not Persistable and were stored here, by ``id(obj)``.
-        self._plain: weakref.WeakValueDictionary[int, Any] = (
+        #: Objects that are not Persistable and were stored here, by ``id(obj)`` and ID.
+        self._plain: weakref.WeakValueDictionary[tuple[int, int], Any] = (
             weakref.WeakValueDictionary()
         )
         database.on_reset.append(self._reset_in_child)
@@ -57,7 +57,11 @@ class IdentityMap:
         if isinstance(obj, Persistable):
             return int(object_id) if obj._origin == self._origin else None
         # Any other object may have its ID from another store.
-        return int(object_id) if self._plain.get(id(obj)) is obj else None
+        return (
+            int(object_id)
+            if self._plain.get((id(obj), int(object_id))) is obj
+            else None
+        )
 
     def note_stored(self, obj: object, object_id: int) -> None:
         """Mark an object stored, and remember it when the transaction commits."""
@@ -70,7 +74,7 @@ class IdentityMap:
             obj.changed = False
         elif hasattr(obj, "__dict__"):
             _assign(obj, persistent_id=object_id)
-            self._remember_plain(obj)
+            self._remember_plain(obj, object_id)
         self._noted(scope)[int(object_id)] = obj
         scope.after_commit.append(lambda: self._keep(int(object_id), obj))
 
@@ -128,9 +132,9 @@ class IdentityMap:
         if scope is not None:
             self._noted(scope).clear()
 
-    def _remember_plain(self, obj: object) -> None:
+    def _remember_plain(self, obj: object, object_id: int) -> None:
         try:
-            self._plain[id(obj)] = obj
+            self._plain[id(obj), int(object_id)] = obj
         except TypeError:
             log.debug("objects of %s are new at each save", type(obj))
 
@@ -162,7 +166,7 @@ class IdentityMap:
             obj.changed = False
         elif hasattr(obj, "__dict__"):
             _assign(obj, persistent_id=object_id)
-            self._remember_plain(obj)
+            self._remember_plain(obj, object_id)
         scope = self._database.scope
         if scope is None:
             self._keep(object_id, obj)

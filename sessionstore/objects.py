@@ -107,6 +107,13 @@ class ObjectTable:
             self.schema.build(connection)
         self._is_ready = True
 
+    def close(self) -> None:
+        """Close all connections, with which an in-memory database's tables go."""
+        self.database.connections.dispose()
+        if self.database.connections.is_in_memory:
+            self.identities.forget_all()
+            self._is_ready = False
+
     # Writing
 
     def encode(self, objects: Sequence[object]) -> list[Record]:

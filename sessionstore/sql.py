@@ -286,15 +286,20 @@ class SqlStore(Store):
 
         Not needed before ``os.fork``, which is looked after by itself, but before
         anything that closes descriptors behind Python's back, as becoming a daemon.
+        An in-memory database stays open: closing it would be its end.
         """
-        self._objects.database.connections.dispose()
+        if not self._objects.database.connections.is_in_memory:
+            self.close()
 
     def post_fork(self) -> None:
         """Do nothing: each process opens its own connections when it needs them."""
 
     def close(self) -> None:
-        """Close all connections.  The store may still be used, and opens new ones."""
-        self._objects.database.connections.dispose()
+        """Close all connections.  The store may still be used, and opens new ones.
+
+        An in-memory database is gone then, and begins empty.
+        """
+        self._objects.close()
 
     def __enter__(self) -> SqlStore:
         return self

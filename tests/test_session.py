@@ -306,3 +306,68 @@ def test_destroy_removes_the_session_and_its_objects(session: SessionStore) -> N
     assert list(session.store.list()) == [kept]
     with pytest.raises(ConfigurationError):
         session.created_at  # noqa: B018
+
+
+def test_failed_transition_leaves_the_task_as_it_was(session: SessionStore) -> None:
+    """G2: neither its state nor a mark stays, also when the caller rolls back."""
+    task = Task("x")
+    id_ = session.add(task)
+    with pytest.raises(TransitionError):
+        session.transition(task, State.TERMINATED)
+    assert (task.execution.state, task.changed) == (State.NEW, False)
+    with pytest.raises(KeyError):
+        with session.transaction():
+            session.transition(task, State.SUBMITTED, returncode=1)
+            raise KeyError
+    assert (task.execution.state, task.changed) == (State.NEW, False)
+    assert task.execution.returncode is None
+    session.transition(task, State.SUBMITTED)
+    assert states(session, id_) == [(None, "NEW"), ("NEW", "SUBMITTED")]
+
+
+def test_no_state_expected_is_none_met(session: SessionStore) -> None:
+    """An empty ``expect`` is not the same as none given."""
+    task = Task()
+    id_ = session.add(task)
+    for what in (id_, task):
+        with pytest.raises(ConflictError):
+            session.transition(what, State.SUBMITTED, expect=[])
+
+
+def test_failed_update_takes_back_a_change_inside_a_container(
+    session: SessionStore,
+) -> None:
+    """Such a change leaves no mark, and must not be saved by a later one."""
+    id_ = session.add(Task("x", words=["a"]))
+    with pytest.raises(KeyError):
+        with session.update(id_) as task:
+            task.words.append("b")
+            raise KeyError
+    assert task.words == ["a"]
+
+
+def test_job_may_refer_to_what_is_not_in_its_session(
+    session: SessionStore, database_url: str
+) -> None:
+    """G7: it stays readable when a part is forgotten or was never added."""
+    stored, forgotten = Task("stored"), Task("forgotten")
+    session.store.save(stored)
+    id_ = session.add(Task("outer", parts=[stored, forgotten]))
+    session.forget(forgotten.persistent_id)
+    read = SessionStore(database_url, "one").load(id_)
+    assert [part.jobname for part in read.parts] == ["stored", "forgotten"]
+    with pytest.raises(NotFoundError):
+        session.load(stored.persistent_id)
+    assert session.unreadable() == []
+
+
+def test_destroyed_session_takes_no_more_jobs(
+    session: SessionStore, database_url: str
+) -> None:
+    """What is added to it would be nobody's, or some later session's."""
+    session.destroy()
+    later = SessionStore(database_url, "later")
+    with pytest.raises(ConfigurationError, match="destroyed"):
+        session.add(Task())
+    assert len(later) == 0
+    assert len(later.store) == 0

@@ -13,6 +13,7 @@ from sessionstore import (
     DecodeError,
     EncodeError,
     NotFoundError,
+    Persistable,
     SchemaError,
     SqlStore,
     State,
@@ -304,3 +305,81 @@ def test_new_sqlite_file_is_its_owners_only(tmp_path: Path) -> None:
     """G9: mode 0600."""
     SqlStore(f"sqlite:///{tmp_path}/new.db").save(Task())
     assert (tmp_path / "new.db").stat().st_mode & 0o777 == 0o600
+
+
+class Plain:
+    """An object that knows nothing of stores."""
+
+
+class Pair(Persistable, tuple[int, ...]):
+    """Holds what it was made with, so that no empty one can be filled."""
+
+
+class Named(Persistable):
+    def __new__(cls, name: str) -> Named:
+        return super().__new__(cls)
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Named, (self.name,)
+
+
+@pytest.mark.parametrize("cls", [Plain, Task])
+def test_object_of_another_database_is_new_here(
+    database_url: str, tmp_path: Path, cls: type
+) -> None:
+    """G3: an ID that another store gave never names a row here."""
+    here, there = SqlStore(database_url), SqlStore(f"sqlite:///{tmp_path}/there.db")
+    obj, occupant = cls(), cls()
+    assert here.save(obj) == here.save(obj)
+    first = there.save(occupant)
+    assert there.save(obj) != first
+    assert there.load(first) is occupant
+
+
+def test_in_memory_databases_are_told_apart() -> None:
+    """G3: they have one URL, and are two databases all the same."""
+    one, two = SqlStore("sqlite://"), SqlStore("sqlite://")
+    task, occupant = Task("a"), Task("b")
+    assert one.save(task) == two.save(occupant)
+    assert two.save(task) != occupant.persistent_id
+
+
+def test_in_memory_database_outlives_pre_fork_and_begins_anew_after_close() -> None:
+    """Closing the only connection is the end of the database, not of the store."""
+    store = SqlStore("sqlite://")
+    store.save(Task())
+    store.pre_fork()
+    assert len(store) == 1
+    store.close()
+    assert len(store) == 0
+    store.save(Task())
+
+
+def test_nested_objects_of_any_class_come_back(store: SqlStore) -> None:
+    """G2: also those that cannot be made empty first and filled later."""
+    id_ = store.save(Task("outer", pair=Pair((1, 2)), named=Named("x")))
+    store.invalidate_cache()
+    task = store.load(id_)
+    assert (task.pair, task.named.name) == (Pair((1, 2)), "x")
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+def test_block_cannot_be_ended_from_inside(store: SqlStore, end: str) -> None:
+    """G2: a caller's own commit() would let half of the block be."""
+    with pytest.raises(StoreError, match="leave the block"):
+        with store.transaction() as connection:
+            store.save(Task())
+            getattr(connection, end)()
+    assert len(store) == 0
+    store.save(Task())
+
+
+@pytest.mark.parametrize("id_", [2**63, -(2**70), "x", None, 1.5])
+def test_what_cannot_be_an_id_is_not_found(store: SqlStore, id_: object) -> None:
+    """A driver's OverflowError is nothing for users."""
+    assert id_ not in store
+    with pytest.raises(NotFoundError, match="64 bits"):
+        store.load(id_)
