@@ -8,43 +8,23 @@ thread ends.
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import weakref
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import event
 from sqlalchemy.engine import URL, Connection, create_engine
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError
 from sqlalchemy.pool import NullPool, StaticPool
 
 from sessionstore import dialects, fork
 from sessionstore.errors import ConfigurationError
 from sessionstore.failures import translated
+from sessionstore.kept import KeptConnection
 
-__all__ = ["Connections", "KeptConnection"]
-
-log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True, eq=False)
-class KeptConnection:
-    """A thread's own connection."""
-
-    connection: Connection
-    #: Nothing was sent on it yet, so that it cannot have died while it was idle.
-    is_fresh: bool = True
-    #: In a call or a transaction, so that a fork must not close it.
-    is_busy: bool = False
-
-    @property
-    def is_usable(self) -> bool:
-        """Whether it was neither closed nor lost."""
-        return not (self.connection.closed or self.connection.invalidated)
+__all__ = ["Connections"]
 
 
 class _ThreadState(threading.local):
@@ -112,9 +92,9 @@ class Connections:
     def _start_anew(self) -> None:
         self._kept: dict[int, KeptConnection] = {}
         self._thread = _ThreadState()
-        #: All threads share an in-memory database's only connection, so one of them
-        #: at a time may use it.
-        self.turn: Any = threading.RLock() if self.is_in_memory else nullcontext()
+        # All threads share an in-memory database's only connection, so one of them
+        # at a time may use it.
+        self._turn = threading.RLock() if self.is_in_memory else None
 
     def _before_connect(
         self, dialect: Any, record: Any, arguments: list[Any], keywords: dict[str, Any]
@@ -133,16 +113,38 @@ class Connections:
         finally:
             cursor.close()
 
+    def enter(self) -> None:
+        """Pass the fork gate before a call; ``leave`` has to follow it."""
+        # Whoever waits for a turn must not be inside the gate meanwhile.
+        if self._turn is not None:
+            self._turn.acquire()
+        fork.gate.enter()
+
+    def leave(self) -> None:
+        """End what ``enter`` began."""
+        fork.gate.leave()
+        if self._turn is not None:
+            self._turn.release()
+
+    def has_one(self) -> bool:
+        """Say whether this thread has a connection that was used before."""
+        kept = self._thread.kept
+        return kept is not None and kept.is_open
+
+    def may_be_dead(self) -> bool:
+        """Say whether the server seems to have closed this thread's connection."""
+        kept = self._thread.kept
+        return kept is not None and kept.is_open and kept.may_be_dead()
+
     def of_thread(self) -> KeptConnection:
         """Return this thread's connection, opened if need be."""
         self._guard.check()
         kept = self._thread.kept
         if kept is not None:
-            if kept.is_usable:
+            if kept.is_open:
                 return kept
             self.discard(kept)
-        with translated(self.url, self.settings):
-            kept = KeptConnection(self.engine.connect())
+        kept = self.open()
         thread = threading.get_ident()
         self._thread.kept = self._kept[thread] = kept
         if self._thread.life is None:
@@ -159,6 +161,11 @@ class Connections:
             ending.atexit = False
         return kept
 
+    def open(self) -> KeptConnection:
+        """Return a new connection, which is the caller's to close."""
+        with translated(self.url, self.settings):
+            return KeptConnection(self.engine.connect(), self.settings, self.url)
+
     def discard(self, kept: KeptConnection) -> None:
         """Close a connection and forget it."""
         for thread, other in list(self._kept.items()):
@@ -166,10 +173,7 @@ class Connections:
                 del self._kept[thread]
         if self._thread.kept is kept:
             self._thread.kept = None
-        try:
-            kept.connection.close()
-        except SQLAlchemyError:
-            log.debug("a lost connection could not be closed", exc_info=True)
+        kept.close()
 
     def dispose(self) -> None:
         """Close all connections of all threads; the next call opens one."""

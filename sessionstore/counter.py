@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from sqlalchemy.engine import Connection
-
 from sessionstore.database import Database
 from sessionstore.errors import SchemaError
 from sessionstore.ids import Allocator, Blocks
+from sessionstore.kept import KeptConnection
 from sessionstore.schema import Schema
 
 __all__ = ["IdCounter"]
@@ -37,28 +36,23 @@ class IdCounter:
             )
         scope = self._database.scope
         if scope is None:
-            return self._database.write(lambda connection: self._take(connection, n))
+            return self._database.write(lambda kept: self._take(kept, n))
         if self._uncommitted() is not None:
-            return self._take(scope.kept.connection, n)
+            return self._take(scope.kept, n)
         # On the transaction's own connection the counter's row would stay locked
         # until the caller commits, and everybody else would wait for that.
-        with self._database.aside() as connection:
-            return self._take(connection, n)
+        with self._database.aside() as kept:
+            return self._take(kept, n)
 
-    def _take(self, connection: Connection, n: int) -> range:
+    def _take(self, kept: KeptConnection, n: int) -> range:
         while True:
-            execute = self._database.execute
-            row = execute(connection, self._schema.next_ids).one_or_none()
+            row = kept.row(self._schema.next_ids)
             if row is None:
                 raise SchemaError(
                     f"the table {self._schema.ids.name!r} has lost its row"
                 )
             seen, largest = row
             first = max(seen, (largest or 0) + 1)
-            taken = execute(
-                connection,
-                self._schema.take_ids,
-                {"seen": seen, "following": first + n},
-            )
-            if taken.rowcount == 1:
+            taken = {"seen": seen, "following": first + n}
+            if kept.change(self._schema.take_ids, taken) == 1:
                 return range(first, first + n)

@@ -5,12 +5,17 @@ from __future__ import annotations
 import copyreg
 import importlib
 import logging
-import pickletools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sessionstore.errors import DecodeError, NotFoundError
-from sessionstore.serialization import Decoded, Row, Serializer, path_of
+from sessionstore.serialization import (
+    Decoded,
+    Row,
+    Serializer,
+    globals_in,
+    path_of,
+)
 from sessionstore.task import State
 
 __all__ = ["decode", "fill"]
@@ -158,7 +163,7 @@ class _Decoder:
 def _set_state(obj: object, state: str | None) -> None:
     # The column is the truth: a transition changes it and leaves the payload alone.
     execution = getattr(obj, "execution", None)
-    if state is None or not hasattr(execution, "state"):
+    if state is None or getattr(execution, "state", state) == state:
         return
     try:
         execution.state = _STATES.get(state, state)  # type: ignore[union-attr]
@@ -210,15 +215,7 @@ def _find_class(module: str, name: str) -> Any:
 
 def _class_path(payload: bytes | None) -> str:
     """Return the class a pickle begins with, without running any of it."""
-    strings: list[str] = []
     try:
-        for opcode, argument, _ in pickletools.genops(bytes(payload or b"")):
-            if opcode.name == "GLOBAL":
-                return str(argument).replace(" ", ".")
-            if opcode.name == "STACK_GLOBAL":
-                return ".".join(strings[-2:])
-            if isinstance(argument, str):
-                strings.append(argument)
+        return ".".join(next(globals_in(bytes(payload or b""))))
     except Exception:  # no pickle at all, or a torn one
-        log.debug("a payload's class could not be told", exc_info=True)
-    return "unknown class"
+        return "unknown class"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import warnings
 from collections.abc import Callable, Iterable
 
 from sessionstore.errors import EncodeError
@@ -13,12 +12,16 @@ from sessionstore.serialization import Record, Serializer, path_of, state_of
 __all__ = ["encode", "is_encoding"]
 
 
-_encoding = threading.local()
+class _ThreadState(threading.local):
+    is_encoding = False
+
+
+_thread = _ThreadState()
 
 
 def is_encoding() -> bool:
     """Say whether this thread is turning an object into a payload just now."""
-    return getattr(_encoding, "active", False)
+    return _thread.is_encoding
 
 
 def encode(
@@ -36,68 +39,59 @@ def encode(
     Raises EncodeError if one of them cannot be stored.
     """
     todo: list[object] = []
-    ids: dict[int, tuple[int, bool]] = {}
-    must_write: set[int] = set()
+    # By id(obj): its ID, whether it is new, and whether it is to be written.
+    met: dict[int, tuple[int, bool, bool]] = {}
 
-    def meet(obj: object) -> int:
-        known = ids.get(id(obj))
-        if known is None:
-            stored = known_id(obj)
-            is_new = stored is None
-            known = ids[id(obj)] = (new_id(obj) if stored is None else stored, is_new)
-            todo.append(obj)
-            if is_new or getattr(obj, "changed", False):
-                must_write.add(id(obj))
-        return known[0]
+    def meet(obj: object, *, is_root: bool = False) -> int:
+        there = met.get(id(obj))
+        if there is not None:
+            return there[0]
+        known = known_id(obj)
+        is_new = known is None
+        object_id = new_id(obj) if known is None else known
+        is_written = is_root or is_new or getattr(obj, "changed", False)
+        met[id(obj)] = object_id, is_new, is_written
+        todo.append(obj)
+        return object_id
 
-    for root in roots:
-        meet(root)
-        must_write.add(id(root))
-
-    records = []
-    for obj in todo:  # which grows as objects are met
-        payload = _dump(obj, ids[id(obj)][0], meet, serializer)
-        if id(obj) in must_write:
-            object_id, is_new = ids[id(obj)]
-            records.append(Record(obj, object_id, is_new, payload, state_of(obj)))
-    return records
-
-
-def _dump(
-    obj: object,
-    object_id: int,
-    meet: Callable[[object], int],
-    serializer: Serializer,
-) -> bytes:
-    at_root = True
+    # The object that is being pickled, until the pickler has come to it itself.
+    expected: object = None
 
     def persistent_id(part: object) -> object | None:
-        nonlocal at_root
+        nonlocal expected
         if isinstance(part, Persistable):
-            if at_root and part is obj:
-                at_root = False
+            if part is expected:
+                expected = None
                 return None
             cls = type(part)
             return int(meet(part)), cls.__module__, cls.__qualname__
-        if isinstance(part, type) and part.__module__ == "__main__":
-            warnings.warn(
-                f"{part.__qualname__} is a class of __main__, which other programs "
-                "do not have; put it into a module, or only this one can load it",
-                stacklevel=2,
-            )
         return None
 
-    outer = is_encoding()
-    _encoding.active = True
+    for root in roots:
+        meet(root, is_root=True)
+
+    records = []
+    was_encoding, _thread.is_encoding = _thread.is_encoding, True
     try:
-        return serializer.dumps(obj, persistent_id)
-    except EncodeError:
-        raise
-    except Exception as error:
-        raise EncodeError(
-            f"an object of {path_of(type(obj))} cannot be stored: "
-            f"{type(error).__name__}: {error}; nothing of it was",
-            id=object_id,
-        ) from error
+        for obj in todo:  # which grows as objects are met
+            expected = obj
+            object_id, is_new, is_written = met[id(obj)]
+            try:
+                payload = serializer.dumps(obj, persistent_id)
+            except EncodeError:
+                raise
+            except Exception as error:
+                raise _not_encoded(obj, object_id, error) from error
+            if is_written:
+                records.append(Record(obj, object_id, is_new, payload, state_of(obj)))
     finally:
-        _encoding.active = outer
+        _thread.is_encoding = was_encoding
+    return records
+
+
+def _not_encoded(obj: object, object_id: int, error: Exception) -> EncodeError:
+    return EncodeError(
+        f"an object of {path_of(type(obj))} cannot be stored: "
+        f"{type(error).__name__}: {error}; nothing of it was",
+        id=object_id,
+    )

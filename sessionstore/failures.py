@@ -6,12 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from sqlalchemy.engine import URL
-from sqlalchemy.exc import (
-    DBAPIError,
-    InterfaceError,
-    OperationalError,
-    PendingRollbackError,
-)
+from sqlalchemy.exc import DBAPIError, PendingRollbackError
 
 from sessionstore.dialects import Settings, error_code, matches
 from sessionstore.errors import (
@@ -27,7 +22,11 @@ __all__ = [
     "ConnectionLostError",
     "DuplicateKeyError",
     "TransactionAbortedError",
+    "failure",
+    "lost_in_transaction",
+    "of_sqlalchemy",
     "translated",
+    "unanswered",
 ]
 
 
@@ -44,27 +43,58 @@ class DuplicateKeyError(ConflictError):
 
 
 @contextmanager
-def translated(
-    url: URL, settings: Settings, *, committing: bool = False
-) -> Iterator[None]:
+def translated(url: URL, settings: Settings) -> Iterator[None]:
     """Turn what SQLAlchemy raises in the block into this package's errors."""
     try:
         yield
-    except DBAPIError as error:
-        raise _translate(error, url, settings, committing=committing) from error
-    except PendingRollbackError as error:
-        raise ConnectionLostError(
-            f"the connection to {url!r} was lost in this transaction, which was "
-            "rolled back"
-        ) from error
+    except (DBAPIError, PendingRollbackError) as error:
+        raise of_sqlalchemy(error, url, settings) from error
 
 
-def _translate(
-    error: DBAPIError, url: URL, settings: Settings, *, committing: bool = False
+def of_sqlalchemy(
+    error: DBAPIError | PendingRollbackError, url: URL, settings: Settings
 ) -> SessionStoreError:
-    """Return this package's error for a driver's."""
-    code = error_code(error.orig)
-    said = " ".join(str(error.orig).split()) or type(error.orig).__name__
+    """Return this package's error for one that SQLAlchemy raised."""
+    if isinstance(error, PendingRollbackError):
+        return lost_in_transaction(url)
+    return failure(
+        error.orig or error,
+        url,
+        settings,
+        lost=error.connection_invalidated,
+        connecting=error.statement is None,
+    )
+
+
+def lost_in_transaction(url: URL) -> ConnectionLostError:
+    """Return the error for a connection that ended between two statements."""
+    return ConnectionLostError(
+        f"the connection to {url!r} was lost in this transaction, which was rolled back"
+    )
+
+
+def unanswered(error: ConnectionLostError) -> ConnectionLostError:
+    """Return the error for a connection that ended before a commit was answered."""
+    return ConnectionLostError(
+        f"{error}; the commit may have happened", outcome_unknown=True
+    )
+
+
+def failure(
+    error: BaseException,
+    url: URL,
+    settings: Settings,
+    *,
+    lost: bool,
+    connecting: bool = False,
+) -> SessionStoreError:
+    """Return this package's error for a driver's.
+
+    ``lost`` tells that the connection ended with it, ``connecting`` that there was
+    none yet.
+    """
+    code = error_code(error)
+    said = " ".join(str(error).split()) or type(error).__name__
     where = f"{url.database or url!r}" if url.host is None else f"{url!r}"
 
     if matches(code, settings.duplicate_codes):
@@ -88,15 +118,11 @@ def _translate(
         return SchemaError(f"{where}: the tables do not fit: {said}")
     if matches(code, settings.too_large_codes):
         return StoreError(f"{where}: more than the server takes at once: {said}")
-    if error.connection_invalidated:
-        return ConnectionLostError(
-            f"the connection to {where} was lost: {said}"
-            + ("; the commit may have happened" if committing else ""),
-            outcome_unknown=committing,
-        )
-    if error.statement is None and isinstance(
-        error, (OperationalError, InterfaceError)
-    ):
+    if lost:
+        return ConnectionLostError(f"the connection to {where} was lost: {said}")
+    # PEP 249 gives every driver these names.
+    names = {cls.__name__ for cls in type(error).__mro__}
+    if connecting and names & {"OperationalError", "InterfaceError"}:
         return StoreUnavailableError(
             f"{where} cannot be reached: {said}; check that the server runs there"
         )

@@ -61,33 +61,63 @@ class Gate:
     def __init__(self) -> None:
         self.pid = os.getpid()
         self._condition = threading.Condition()
+        #: How deep each thread is inside.
         self._inside: dict[int, int] = {}
+        #: What threads hold from call to call, such as a checked-out connection.
+        self._held: dict[object, int] = {}
         self._forking: set[int] = set()
 
     def enter(self) -> None:
         """Pass, or wait until the forks under way are done."""
         self.notice_fork()
         thread = threading.get_ident()
+        inside = self._inside
+        depth = inside.get(thread, 0)
+        # Who passes says so first and looks for forks afterwards; who forks does the
+        # two the other way round.  So one of them sees the other, without a lock.
+        inside[thread] = depth + 1
+        if self._forking and not depth:
+            self._wait(thread)
+
+    def _wait(self, thread: int) -> None:
         with self._condition:
-            depth = self._inside.get(thread, 0)
-            if not depth:
+            del self._inside[thread]
+            self._condition.notify_all()
+            if thread not in self._held.values():
                 self._condition.wait_for(lambda: not (self._forking - {thread}))
-            self._inside[thread] = depth + 1
+            self._inside[thread] = 1
 
     def notice_fork(self) -> None:
         """Do the child's part now if no hook did it at the fork."""
         if os.getpid() != self.pid:
             after_in_child()
 
-    def leave(self, thread: int | None = None) -> None:
-        """Undo one ``enter`` of this thread, or of the one given."""
-        thread = threading.get_ident() if thread is None else thread
-        with self._condition:
-            depth = self._inside.get(thread, 0)
-            if depth > 1:
-                self._inside[thread] = depth - 1
-            elif depth:
-                del self._inside[thread]
+    def leave(self) -> None:
+        """Undo one ``enter``."""
+        thread = threading.get_ident()
+        depth = self._inside.get(thread, 0)
+        if depth > 1:
+            self._inside[thread] = depth - 1
+        elif depth:
+            del self._inside[thread]
+            self._tell_forks()
+
+    def hold(self, key: object) -> None:
+        """Be inside until ``release``, which may come from another thread."""
+        self._held[key] = threading.get_ident()
+
+    def release(self, key: object) -> None:
+        """Undo ``hold``."""
+        if self._held.pop(key, None) is not None:
+            self._tell_forks()
+
+    def is_held(self, key: object) -> bool:
+        """Say whether some thread holds this."""
+        return key in self._held
+
+    def _tell_forks(self) -> None:
+        if self._forking:
+            with self._condition:
                 self._condition.notify_all()
 
     @contextmanager
@@ -107,7 +137,7 @@ class Gate:
         with self._condition:
             self._forking.add(thread)
             return self._condition.wait_for(
-                lambda: self._inside.keys() <= {thread}, timeout
+                lambda: {*self._inside, *self._held.values()} <= {thread}, timeout
             )
 
     def open(self) -> None:
@@ -139,7 +169,6 @@ class Guard:
         self._close_idle = close_idle
         self._reset = reset
         self._live: dict[int, tuple[Any, weakref.ref[Any]]] = {}
-        self._busy: dict[int, int] = {}
         self._file: str | None = None
         self._pinned: list[object] = []
         self._connecting = self._connected = False
@@ -189,21 +218,18 @@ class Guard:
         self._live.pop(id(connection), None)
 
     def _on_checkout(self, connection: Any, record: Any, fairy: Any) -> None:
-        gate.enter()
-        if self.refusal is not None or id(connection) not in self._live:
-            gate.leave()
+        with gate.inside():
             self.check()
-            # A fork closed this idle connection while this thread stood at the
-            # gate with it; SQLAlchemy answers this error by connecting again.
-            raise DisconnectionError
-        self._busy[id(connection)] = threading.get_ident()
+            if id(connection) not in self._live:
+                # A fork closed this idle connection while this thread stood at the
+                # gate with it; SQLAlchemy answers this error by connecting again.
+                raise DisconnectionError
+            gate.hold(id(connection))
 
     def _on_checkin(self, connection: Any, record: Any) -> None:
-        thread = self._busy.pop(id(connection), None)
-        if thread is not None:
-            # Not always the thread that checked it out: the garbage collector
-            # returns a dropped connection from wherever it happens to run.
-            gate.leave(thread)
+        # Not always in the thread that checked it out: the garbage collector
+        # returns a dropped connection from wherever it happens to run.
+        gate.release(id(connection))
 
     # The steps of a fork
 
@@ -227,7 +253,7 @@ class Guard:
             return
         engine.dispose()
         for key, (connection, _) in list(self._live.items()):
-            if key not in self._busy:
+            if not gate.is_held(key):
                 del self._live[key]
                 connection.close()
 
@@ -245,7 +271,6 @@ class Guard:
         for connection, reference in list(self._live.values()):
             disown(connection, reference(), silence=not self.is_sqlite)
         self._live.clear()
-        self._busy.clear()
         self._pinned.clear()
         if self._reset is not None:
             self._reset()

@@ -5,22 +5,24 @@ from __future__ import annotations
 import os
 import re
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import bindparam, delete, insert, select
-from sqlalchemy.engine import Connection
 
 from sessionstore.database import Database
 from sessionstore.errors import TransitionError
+from sessionstore.kept import KeptConnection
 from sessionstore.schema import MAX_INFO, MAX_NAME, Schema
+from sessionstore.statements import ByIds, Statement
 from sessionstore.task import State
 
 __all__ = ["History", "Transition", "check_transition", "clean", "instant"]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_REFUSED = re.compile("[\0\ud800-\udfff]")
 _ANY = frozenset(State)
 _LEGAL: dict[State, frozenset[State]] = {
     State.NEW: frozenset({State.SUBMITTED, State.UNKNOWN}),
@@ -93,11 +95,10 @@ def clean(text: str, limit: int) -> str:
     """Return text that every database takes, cut with a mark if it is too long."""
     # PostgreSQL refuses NUL and lone surrogates, and text that came out of a
     # dying command must never be what keeps its end from being recorded.
-    text = re.sub(
-        "[\0\ud800-\udfff]",
-        lambda match: match[0].encode("unicode_escape").decode("ascii"),
-        text,
-    )
+    if _REFUSED.search(text):
+        text = _REFUSED.sub(
+            lambda match: match[0].encode("unicode_escape").decode("ascii"), text
+        )
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
@@ -106,42 +107,45 @@ class History:
 
     def __init__(self, database: Database, schema: Schema) -> None:
         self._database = database
-        table = self._table = schema.transitions
-        self._insert = insert(table)
-        self._of_job = (
+        table = schema.transitions
+        self._columns = [column.name for column in table.columns]
+        self._insert = Statement(insert(table))
+        self._of_job = Statement(
             select(table)
-            .where(table.c.job_id == bindparam("id_"))
+            .where(table.c.job_id == bindparam("job"))
             .order_by(table.c.revision)
+        )
+        self._delete = ByIds(
+            lambda names: delete(table).where(
+                table.c.job_id.in_([bindparam(name) for name in names])
+            )
         )
 
     def append(
-        self, connection: Connection, rows: Sequence[dict[str, Any]]
-    ) -> list[dict[str, Any]]:
+        self, kept: KeptConnection, rows: Sequence[dict[str, Any]]
+    ) -> Sequence[dict[str, Any]]:
         """Add rows, of this host and process, and return them whole."""
         host, pid = clean(socket.gethostname(), MAX_NAME), os.getpid()
-        whole = [{**row, "host": host, "pid": pid} for row in rows]
-        if whole:
-            self._database.execute(connection, self._insert, whole)
-        return whole
+        for row in rows:
+            row["host"], row["pid"] = host, pid
+        if rows:
+            kept.change_many(self._insert, rows)
+        return rows
 
     def of(self, job_id: int) -> list[Transition]:
         """Return one job's transitions, in order."""
         rows = self._database.read(
-            lambda connection: self._database.execute(
-                connection, self._of_job, {"id_": job_id}
-            ).all()
+            lambda kept: kept.rows(self._of_job, {"job": job_id})
         )
-        return [self.read(row._mapping) for row in rows]
+        return [self.read(dict(zip(self._columns, row, strict=True))) for row in rows]
 
-    def remove(self, connection: Connection, job_ids: Iterable[int]) -> None:
+    def remove(self, kept: KeptConnection, job_ids: Sequence[int]) -> None:
         """Drop the history of jobs that are no more."""
-        table = self._table
-        self._database.execute(
-            connection, delete(table).where(table.c.job_id.in_(list(job_ids)))
-        )
+        for statement, parameters in self._delete.parts(job_ids):
+            kept.change(statement, parameters)
 
     @staticmethod
-    def read(row: Any) -> Transition:
+    def read(row: Mapping[str, Any]) -> Transition:
         """Return a row of the table, by column name, as a Transition."""
         old = row["from_state"]
         return Transition(

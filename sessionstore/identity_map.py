@@ -2,21 +2,27 @@
 
 Every change to an object's bookkeeping (its ID, its ``changed`` mark, its revision,
 its place in this map) is noted in the open transaction together with what takes it
-back, should that roll back.
+back, should that roll back.  What is written in one statement, without an open
+transaction, is noted when it has been committed.
 """
 
 from __future__ import annotations
 
 import logging
 import weakref
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sessionstore.database import Database, Scope
+from sessionstore.database import Database
 from sessionstore.persistable import Persistable
+from sessionstore.serialization import Record
+from sessionstore.transactions import Scope
 
 __all__ = ["IdentityMap", "set_unmarked"]
 
 log = logging.getLogger(__name__)
+
+_NOTED = ("persistent_id", "_origin", "_revision")
 
 
 class IdentityMap:
@@ -49,6 +55,8 @@ class IdentityMap:
         noted: dict[int, Any] = scope.notes.setdefault(self, {})
         return noted
 
+    # Which object is which
+
     def known_id(self, obj: object) -> int | None:
         """Return the ID under which this table has ``obj``, None if it has not."""
         object_id = getattr(obj, "persistent_id", None)
@@ -63,34 +71,111 @@ class IdentityMap:
             else None
         )
 
-    def note_stored(self, obj: object, object_id: int) -> None:
-        """Mark an object stored, and remember it when the transaction commits."""
+    def live(self, object_id: int) -> Any | None:
+        """Return the object that this process has in memory for an ID."""
         scope = self._database.scope
-        assert scope is not None
-        self.undo_later(obj, "persistent_id", "_origin")
+        if scope is not None and object_id in (noted := self._noted(scope)):
+            return noted[object_id]
+        return self._live.get(object_id)
+
+    def live_among(self, ids: Iterable[int]) -> dict[int, Any]:
+        """Return the live objects of these IDs."""
+        scope = self._database.scope
+        noted = {} if scope is None else self._noted(scope)
+        get = self._live.get
+        return {
+            i: obj
+            for i in ids
+            if (obj := noted[i] if i in noted else get(i)) is not None
+        }
+
+    # Bookkeeping on objects
+
+    def stored(self, records: Sequence[Record]) -> None:
+        """Note on objects that their rows were written."""
+        self.undo_later([record.obj for record in records])
+        for obj, object_id, *_ in records:
+            self._mark(obj, object_id)
+        self._remember({int(record.id): record.obj for record in records})
+
+    def adopt(self, objects: Mapping[int, Any]) -> None:
+        """Note on objects that they are what the table has under these IDs."""
+        for object_id, obj in objects.items():
+            self._mark(obj, object_id)
+        self._remember(objects)
+
+    def _mark(self, obj: object, object_id: int) -> None:
         if isinstance(obj, Persistable):
-            obj.persistent_id = object_id
-            obj._origin = self._origin
+            obj.__dict__["persistent_id"] = object_id
+            obj.__dict__["_origin"] = self._origin
             obj.changed = False
         elif hasattr(obj, "__dict__"):
             _assign(obj, persistent_id=object_id)
-            self._remember_plain(obj, object_id)
-        self._noted(scope)[int(object_id)] = obj
-        scope.after_commit.append(lambda: self._keep(int(object_id), obj))
+            try:
+                self._plain[id(obj), int(object_id)] = obj
+            except TypeError:
+                log.debug("objects of %s are new at each save", type(obj))
 
-    def undo_later(self, obj: object, *names: str) -> None:
-        """Put attributes and the ``changed`` mark back if the transaction fails."""
+    def _remember(self, objects: Mapping[int, Any]) -> None:
         scope = self._database.scope
-        assert scope is not None
-        before = {name: getattr(obj, name, None) for name in names}
-        changed = bool(getattr(obj, "changed", False))
+        if scope is None:
+            self._keep(objects)
+        else:
+            # Nobody else may see what is not committed yet.
+            self._noted(scope).update(objects)
+            scope.after_commit.append(lambda: self._keep(objects))
+
+    def _keep(self, objects: Mapping[int, Any]) -> None:
+        live = self._live
+        for object_id, obj in objects.items():
+            try:
+                live[object_id] = obj
+            except TypeError:  # lists and the like cannot be referred to weakly
+                log.debug("objects of %s are not cached", type(obj))
+
+    def undo_later(self, objects: Sequence[object]) -> None:
+        """Put bookkeeping and ``changed`` marks back if the transaction fails."""
+        scope = self._database.scope
+        if scope is None:
+            return
+        before = [
+            (obj, [getattr(obj, name, None) for name in _NOTED], obj.changed)
+            if isinstance(obj, Persistable)
+            else (obj, [getattr(obj, "persistent_id", None)], False)
+            for obj in objects
+        ]
 
         def restore() -> None:
-            _assign(obj, **before)
-            if isinstance(obj, Persistable):
-                obj.changed = changed or obj.changed
+            for obj, values, changed in before:
+                if isinstance(obj, Persistable):
+                    obj.__dict__.update(zip(_NOTED, values, strict=True))
+                    obj.changed = changed or obj.changed
+                else:
+                    _assign(obj, persistent_id=values[0])
 
         scope.undo.append(restore)
+
+    def set_until_rollback(self, obj: Any, name: str, value: object) -> None:
+        """Set an attribute without marking the object changed."""
+        scope = self._database.scope
+        assert scope is not None
+        old = getattr(obj, name, None)
+        scope.undo.append(lambda: set_unmarked(obj, name, old))
+        set_unmarked(obj, name, value)
+
+    def follow(self, object_id: int, before: int, after: int) -> Any | None:
+        """Let the live object keep up with a change that left its payload alone.
+
+        One that was not at the revision ``before`` was stale, and stays so: its next
+        save would undo what somebody else wrote.
+        """
+        live = self.live(object_id)
+        if live is not None and live._revision == before:
+            self.undo_later([live])
+            live._revision = after
+        return live
+
+    # Forgetting
 
     def note_removed(self, object_id: int) -> None:
         """Forget an object when the transaction commits, and inside it at once."""
@@ -112,68 +197,12 @@ class IdentityMap:
         self._noted(scope)[object_id] = None
         scope.after_commit.append(lambda: self._live.pop(object_id, None))
 
-    def _keep(self, object_id: int, obj: object) -> None:
-        try:
-            self._live[object_id] = obj
-        except TypeError:  # lists and the like cannot be referred to weakly
-            log.debug("objects of %s are not cached", type(obj))
-
-    def live(self, object_id: int) -> Any | None:
-        """Return the object that this process has in memory for an ID."""
-        scope = self._database.scope
-        if scope is not None and object_id in (noted := self._noted(scope)):
-            return noted[object_id]
-        return self._live.get(object_id)
-
     def forget_all(self) -> None:
         """Forget the live objects, so that each is read anew."""
         self._live.clear()
         scope = self._database.scope
         if scope is not None:
             self._noted(scope).clear()
-
-    def _remember_plain(self, obj: object, object_id: int) -> None:
-        try:
-            self._plain[id(obj), int(object_id)] = obj
-        except TypeError:
-            log.debug("objects of %s are new at each save", type(obj))
-
-    def set_until_rollback(self, obj: Any, name: str, value: object) -> None:
-        """Set an attribute without marking the object changed."""
-        scope = self._database.scope
-        assert scope is not None
-        old = getattr(obj, name, None)
-        scope.undo.append(lambda: set_unmarked(obj, name, old))
-        set_unmarked(obj, name, value)
-
-    def follow(self, object_id: int, before: int, after: int) -> Any | None:
-        """Let the live object keep up with a change that left its payload alone.
-
-        One that was not at the revision ``before`` was stale, and stays so: its next
-        save would undo what somebody else wrote.
-        """
-        live = self.live(object_id)
-        if live is not None and live._revision == before:
-            self.undo_later(live, "_revision")
-            live._revision = after
-        return live
-
-    def adopt(self, object_id: int, obj: object) -> None:
-        """Note on an object that it is what the table has under an ID."""
-        if isinstance(obj, Persistable):
-            obj.persistent_id = object_id
-            obj._origin = self._origin
-            obj.changed = False
-        elif hasattr(obj, "__dict__"):
-            _assign(obj, persistent_id=object_id)
-            self._remember_plain(obj, object_id)
-        scope = self._database.scope
-        if scope is None:
-            self._keep(object_id, obj)
-        else:
-            # What was read here may be this transaction's own, not yet committed.
-            self._noted(scope)[object_id] = obj
-            scope.after_commit.append(lambda: self._keep(object_id, obj))
 
 
 def _assign(obj: object, **attributes: object) -> None:

@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any
+from typing import NamedTuple
 
 from sqlalchemy import bindparam, delete, func, insert, select, update
-from sqlalchemy.engine import Connection
 
 from sessionstore.errors import ConfigurationError, NotFoundError, SchemaError
 from sessionstore.failures import DuplicateKeyError
 from sessionstore.history import History
 from sessionstore.jobs import Job, JobTable
+from sessionstore.kept import KeptConnection
 from sessionstore.objects import PAGE, ObjectTable
 from sessionstore.schema import Now
 from sessionstore.serialization import Row
+from sessionstore.statements import ByIds, Statement
 
 __all__ = ["Index"]
 
 log = logging.getLogger(__name__)
+
+
+class SessionRow(NamedTuple):
+    """What the sessions' table has of one."""
+
+    id: int
+    created_at: int
+    finished_at: int | None
 
 
 class Index:
@@ -34,16 +43,35 @@ class Index:
         self.database = objects.database
         self.jobs = JobTable(self.database, objects.schema)
         self.history = History(self.database, objects.schema)
-        self._table = table = objects.schema.sessions
+        table = objects.schema.sessions
         jobs = objects.schema.jobs
         last = select(func.max(jobs.c.position)).where(
             jobs.c.session_id == bindparam("session")
         )
         # The lock keeps the session from being destroyed under an addition.
-        self._end = (
+        self._end = Statement(
             select(func.coalesce(last.scalar_subquery(), 0), Now())
             .where(table.c.id == bindparam("session"), table.c.name == name)
             .with_for_update(read=True)
+        )
+        self._create = Statement(
+            insert(table).values(name=bindparam("name"), created_at=Now())
+        )
+        self._find = Statement(
+            select(table.c.id, table.c.created_at, table.c.finished_at).where(
+                table.c.name == bindparam("session_name")
+            )
+        )
+        of_session = table.c.id == bindparam("session")
+        self._finish = Statement(
+            update(table).where(of_session).values(finished_at=Now())
+        )
+        self._delete = Statement(delete(table).where(of_session))
+        table_of_objects = objects.schema.objects
+        self._delete_objects = ByIds(
+            lambda names: delete(table_of_objects).where(
+                table_of_objects.c.id.in_([bindparam(name) for name in names])
+            )
         )
         self.id = self._open(create)
 
@@ -54,7 +82,7 @@ class Index:
                 f"{self.database.url!r} has no tables for sessions beside "
                 f"{self.objects.schema.name!r}, and create=False was given"
             )
-        found = self._find()
+        found = self.find()
         if found is None and not create:
             raise ConfigurationError(
                 f"there is no session {self.name!r} in {self.database.url!r}, and "
@@ -63,28 +91,24 @@ class Index:
         if found is None:
             try:
                 self.database.write(
-                    lambda connection: self.database.execute(
-                        connection,
-                        insert(self._table).values(name=self.name, created_at=Now()),
-                    )
+                    lambda kept: kept.change(self._create, {"name": self.name})
                 )
             except DuplicateKeyError:
                 log.debug("another process created the session %r", self.name)
-            found = self._find()
+            found = self.find()
         assert found is not None
-        return int(found.id)
+        return found.id
 
-    def _find(self) -> Any:
-        statement = select(self._table).where(self._table.c.name == self.name)
-        return self.database.read(
-            lambda connection: self.database.execute(
-                connection, statement
-            ).one_or_none()
+    def find(self) -> SessionRow | None:
+        """Return the session's row, None if there is none."""
+        row = self.database.read(
+            lambda kept: kept.row(self._find, {"session_name": self.name})
         )
+        return None if row is None else SessionRow(*row)
 
-    def row(self) -> Any:
+    def row(self) -> SessionRow:
         """Return the session's row, or raise ConfigurationError if it is gone."""
-        row = self._find()
+        row = self.find()
         if row is None:
             raise self._destroyed()
         return row
@@ -94,11 +118,9 @@ class Index:
             f"the session {self.name!r} was destroyed; open it again to make a new one"
         )
 
-    def end(self, connection: Connection) -> tuple[int, int]:
+    def end(self, kept: KeptConnection) -> tuple[int, int]:
         """Return the last job's position, and the database's time."""
-        row = self.database.execute(
-            connection, self._end, {"session": self.id}
-        ).one_or_none()
+        row = kept.row(self._end, {"session": self.id})
         if row is None:
             raise self._destroyed()
         last, now = row
@@ -106,26 +128,22 @@ class Index:
 
     def finish(self) -> None:
         """Note that the session's work is done."""
-        table = self._table
         self.database.write(
-            lambda connection: self.database.execute(
-                connection,
-                update(table).where(table.c.id == self.id).values(finished_at=Now()),
-            )
+            lambda kept: kept.change(self._finish, {"session": self.id})
         )
 
     # Its jobs
 
-    def job(self, connection: Connection, key: int) -> Job:
+    def job(self, kept: KeptConnection, key: int) -> Job:
         """Return a job of this session, locked, or raise NotFoundError."""
-        job = self.jobs.read(connection, [key], lock=True).get(key)
+        job = self.jobs.read(kept, [key], lock=True).get(key)
         if job is None or job.session_id != self.id:
             raise self.not_here(key)
         return job
 
     def mine(self, keys: Sequence[int]) -> dict[int, Job]:
         """Return those of the jobs that are in this session."""
-        jobs = self.database.read(lambda connection: self.jobs.read(connection, keys))
+        jobs = self.database.read(lambda kept: self.jobs.read(kept, keys))
         return {key: job for key, job in jobs.items() if job.session_id == self.id}
 
     def not_here(self, key: int) -> NotFoundError:
@@ -135,13 +153,13 @@ class Index:
         )
 
     def fetch(
-        self, connection: Connection, ids: Sequence[int], roots: Collection[int]
+        self, kept: KeptConnection, ids: Sequence[int], roots: Collection[int]
     ) -> dict[int, Row]:
         """Read objects; of ``roots`` those only that are in this session.
 
         What a job refers to may stand outside, and is read all the same.
         """
-        found = self.jobs.fetch(connection, ids)
+        found = self.jobs.fetch(kept, ids)
         return {
             key: row
             for key, (session_id, row) in found.items()
@@ -157,42 +175,35 @@ class Index:
                 yield job_id
             if len(page) < PAGE:
                 return
-            after = tuple(page[-1])
+            after = page[-1]
 
     # Removing
 
     def remove(self, ids: Sequence[int]) -> None:
         """Remove those of the objects that are in this session, for good."""
 
-        def work(connection: Connection) -> None:
-            jobs = self.jobs.read(connection, ids, lock=True)
+        def work(kept: KeptConnection) -> None:
+            jobs = self.jobs.read(kept, ids, lock=True)
             gone = [j.job_id for j in jobs.values() if j.session_id == self.id]
             for key in gone:
-                self.objects.delete(connection, key)
-            self.jobs.remove(connection, gone)
-            self.history.remove(connection, gone)
+                self.objects.delete(kept, key)
+            self.jobs.remove(kept, gone)
+            self.history.remove(kept, gone)
 
         self.database.write(work)
 
     def destroy(self) -> None:
         """Remove the session with all its objects."""
-        objects = self.objects.schema.objects
-        statement = delete(objects).where(
-            objects.c.id.in_(bindparam("ids", expanding=True))
-        )
 
-        def work(connection: Connection) -> None:
+        def work(kept: KeptConnection) -> None:
             # First, so that whoever is adding a job is waited for.
-            self.database.execute(
-                connection, delete(self._table).where(self._table.c.id == self.id)
-            )
-            ids = self.jobs.all_ids(connection, self.id)
-            for start in range(0, len(ids), PAGE):
-                some = ids[start : start + PAGE]
-                self.database.execute(connection, statement, {"ids": some})
-                self.jobs.remove(connection, some)
-                self.history.remove(connection, some)
-                for key in some:
-                    self.objects.identities.note_removed(key)
+            kept.change(self._delete, {"session": self.id})
+            ids = self.jobs.all_ids(kept, self.id)
+            for statement, parameters in self._delete_objects.parts(ids):
+                kept.change(statement, parameters)
+            self.jobs.remove(kept, ids)
+            self.history.remove(kept, ids)
+            for key in ids:
+                self.objects.identities.note_removed(key)
 
         self.database.write(work)

@@ -12,7 +12,7 @@ from typing import Any
 
 from sessionstore.errors import ForkError
 
-__all__ = ["ParentsConnection", "disown"]
+__all__ = ["ParentsConnection", "descriptor_of", "disown"]
 
 
 class ParentsConnection:
@@ -59,16 +59,22 @@ def _make_immortal(connection: object) -> None:
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
 
 
-def _silence(connection: Any) -> None:
+def _silence(connection: object) -> None:
     """Lay /dev/null over the connection's socket, in this process only."""
     # Besides stray bytes this ends the child's share of the socket: the server
     # would keep a dead parent's transaction open for as long as a child held it.
+    descriptor = descriptor_of(connection)
+    if descriptor is not None:
+        null = os.open(os.devnull, os.O_RDWR)
+        os.dup2(null, descriptor, inheritable=False)
+        os.close(null)
+
+
+def descriptor_of(connection: Any) -> int | None:
+    """Return the descriptor of a driver connection's socket, if it has one."""
     try:
         socket = getattr(connection, "_sock", None) or connection
         descriptor = socket.fileno()
     except Exception:  # a driver without a socket, or one that is closed already
-        return
-    if isinstance(descriptor, int) and descriptor >= 0:
-        null = os.open(os.devnull, os.O_RDWR)
-        os.dup2(null, descriptor, inheritable=False)
-        os.close(null)
+        return None
+    return descriptor if isinstance(descriptor, int) and descriptor >= 0 else None

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Column, bindparam, select
-from sqlalchemy.engine import Connection
 
 from sessionstore.counter import IdCounter
 from sessionstore.database import Database
@@ -22,6 +21,7 @@ from sessionstore.errors import NotFoundError, StoreError
 from sessionstore.failures import DuplicateKeyError
 from sessionstore.identity_map import IdentityMap
 from sessionstore.ids import IdFactory, IdSource
+from sessionstore.kept import KeptConnection
 from sessionstore.schema import CURRENT_VERSION, Schema, fits
 from sessionstore.serialization import (
     Decoded,
@@ -30,12 +30,13 @@ from sessionstore.serialization import (
     Row,
     Serializer,
 )
+from sessionstore.statements import Parameters, Statement
 
 __all__ = ["ObjectTable", "key_of"]
 
 log = logging.getLogger(__name__)
 
-#: Rows in one page of an iteration, and parameters in one IN list.
+#: Rows in one page of an iteration.
 PAGE = 500
 #: How often IDs are given anew because another program had taken them.
 ATTEMPTS = 10
@@ -85,27 +86,30 @@ class ObjectTable:
         """Make or check the tables, once in a process."""
         if self._is_ready:
             return
-        with self.database.reading() as connection, self.database.translated():
-            version = self.schema.version_in(connection)
+        if not self.database.read(self._is_complete):
+            with (
+                self.database.setup_lock(self.schema.name),
+                self.database.transaction() as scope,
+                self.database.translated(),
+            ):
+                self.schema.build(scope.kept.connection)
+        self._is_ready = True
+
+    def _is_complete(self, kept: KeptConnection) -> bool:
+        """Say whether all is made; raise SchemaError for what does not fit."""
+        connection, schema = kept.connection, self.schema
+        with self.database.translated():
+            version = schema.version_in(connection)
             if version == CURRENT_VERSION or not self._create:
                 if version is not None:
-                    self.schema.check_version(version)
-                self.schema.check_columns(connection)
+                    schema.check_version(version)
+                schema.check_columns(connection)
                 self.has_sessions = version is not None
-                self._counter.is_there = self.has_sessions or self.schema.has_ids(
-                    connection
-                )
-                self._is_ready = True
-                return
+                self._counter.is_there = self.has_sessions or schema.has_ids(connection)
+                return True
             # Before anything is made: a table that does not fit stays alone.
-            self.schema.check_columns(connection, may_lack=True)
-        with (
-            self.database.setup_lock(self.schema.name),
-            self.database.transaction() as connection,
-            self.database.translated(),
-        ):
-            self.schema.build(connection)
-        self._is_ready = True
+            schema.check_columns(connection, may_lack=True)
+            return False
 
     def close(self) -> None:
         """Close all connections, with which an in-memory database's tables go."""
@@ -118,10 +122,10 @@ class ObjectTable:
 
     def encode(self, objects: Sequence[object]) -> list[Record]:
         """Return the records that storing these objects takes."""
-        new = sum(1 for obj in objects if self.identities.known_id(obj) is None)
         reserve = getattr(self._idfactory, "reserve", None)
-        if new and reserve is not None:
-            reserve(new)
+        if len(objects) > 1 and reserve is not None:
+            known_id = self.identities.known_id
+            reserve(sum(1 for obj in objects if known_id(obj) is None))
         return encode(
             objects,
             known_id=self.identities.known_id,
@@ -132,83 +136,92 @@ class ObjectTable:
     def store(
         self,
         objects: Sequence[object],
-        first: Callable[[Connection, Sequence[Record]], None] | None = None,
+        first: Callable[[KeptConnection, Sequence[Record]], None] | None = None,
     ) -> Sequence[int]:
         """Write objects with all they refer to, after what ``first`` writes."""
         self.prepare()
         for attempt in range(1, ATTEMPTS + 1):
             # Encoded before the transaction, so that nobody waits for pickling.
             records = self.encode(objects)
-            ids = {id(record.obj): record.id for record in records}
 
-            def work(
-                connection: Connection, records: Sequence[Record] = records
-            ) -> None:
+            def work(kept: KeptConnection, records: Sequence[Record] = records) -> None:
                 if first is not None:
-                    first(connection, records)
-                self.write(connection, records)
+                    first(kept, records)
+                self.write(kept, records)
 
             try:
-                self.database.write(work)
+                self.database.write(
+                    work, is_one_statement=first is None and len(records) == 1
+                )
             except DuplicateKeyError:
                 # Another program has put rows above our block since we took it.
                 self._counter.allocator.reset()
                 if self.database.scope is not None or attempt == ATTEMPTS:
                     raise
             else:
+                ids = {id(record.obj): record.id for record in records}
                 return [ids[id(obj)] for obj in objects]
         raise AssertionError("unreachable")
 
-    def write(self, connection: Connection, records: Sequence[Record]) -> None:
+    def write(self, kept: KeptConnection, records: Sequence[Record]) -> None:
         """Write records' rows, and note on the objects that they are stored."""
-        inserts = [self._values(r) | {"id": int(r.id)} for r in records if r.is_new]
-        if inserts:
-            self._send(connection, self.schema.insert, inserts)
-        for record in records:
-            if not record.is_new:
-                values = self._values(record) | {"object_id": int(record.id)}
-                if self._send(connection, self.schema.update, values).rowcount != 1:
+        try:
+            self._insert(kept, [record for record in records if record.is_new])
+            for record in records:
+                if not record.is_new and not self._update(kept, record.id, record):
                     raise NotFoundError(
                         f"object {record.id} is not in the table {self.schema.name!r} "
                         "any more, so that it cannot be saved again",
                         id=record.id,
                     )
-        for record in records:
-            self.identities.note_stored(record.obj, record.id)
+        except StoreError as error:
+            raise self._explained(error, records) from error.__cause__
+        self.identities.stored(records)
+
+    def _insert(self, kept: KeptConnection, records: Sequence[Record]) -> None:
+        if records:
+            rows = []
+            for record in records:
+                row = self._values(record)
+                row["id"] = int(record.id)
+                rows.append(row)
+            kept.change_many(self.schema.insert, rows)
+
+    def _update(self, kept: KeptConnection, object_id: int, record: Record) -> bool:
+        """Rewrite a row; say whether there is one."""
+        row = self._values(record)
+        row["object_id"] = int(object_id)
+        return kept.change(self.schema.update, row) == 1
 
     def _values(self, record: Record) -> dict[str, Any]:
-        return self.row_values(record.obj, record.payload, record.state)
-
-    def row_values(self, obj: object, payload: bytes, state: str) -> dict[str, Any]:
-        """Return the columns of an object's row, but for its ID."""
-        values: dict[str, Any] = {"data": payload, "state": state}
+        values: dict[str, Any] = {"data": record.payload, "state": record.state}
         for name, function in self._extra:
             try:
-                values[name] = function(obj)
+                values[name] = function(record.obj)
             except Exception:
                 log.warning(
-                    "the extra field %r of %r stays NULL", name, obj, exc_info=True
+                    "the extra field %r of %r stays NULL",
+                    name,
+                    record.obj,
+                    exc_info=True,
                 )
                 values[name] = None
         return values
 
-    def _send(self, connection: Connection, statement: Any, parameters: Any) -> Any:
-        try:
-            return self.database.execute(connection, statement, parameters)
-        except StoreError as error:
-            rows = parameters if isinstance(parameters, list) else [parameters]
-            largest = max(len(row["data"]) for row in rows)
-            # MySQL ends the connection at such a statement and does not say why.
-            limit = self.database.packet_limit() if largest >= 2**20 else None
-            if limit is None or largest < limit // 2:
-                raise
-            raise StoreError(
-                f"an object of {largest} bytes is more than {self.database.url!r} "
-                f"takes: its max_allowed_packet is {limit} bytes; raise it on the "
-                "server to twice the largest object"
-            ) from error
+    def _explained(self, error: StoreError, records: Sequence[Record]) -> StoreError:
+        # MySQL ends the connection at a statement that is too long for it, and does
+        # not say why.
+        largest = max(len(record.payload) for record in records)
+        limit = self.database.packet_limit() if largest >= 2**20 else None
+        if limit is None or largest < limit // 2:
+            return error
+        return StoreError(
+            f"an object of {largest} bytes is more than {self.database.url!r} "
+            f"takes: its max_allowed_packet is {limit} bytes; raise it on the "
+            "server to twice the largest object"
+        )
 
-    def write_over(self, obj: object, object_id: int) -> list[Record]:
+    def write_over(self, obj: object, object_id: int) -> None:
         """Make a row a copy of ``obj``, which stays what and where it is itself."""
         self.prepare()
         first, *nested = encode(
@@ -218,55 +231,46 @@ class ObjectTable:
             serializer=self.serializer,
         )
 
-        def work(connection: Connection) -> None:
-            values = self._values(first) | {"object_id": object_id}
-            if self._send(connection, self.schema.update, values).rowcount != 1:
+        def work(kept: KeptConnection) -> None:
+            try:
+                is_there = self._update(kept, object_id, first)
+            except StoreError as error:
+                raise self._explained(error, [first]) from error.__cause__
+            if not is_there:
                 raise not_found(object_id)
-            self.write(connection, nested)
+            self.write(kept, nested)
             self.identities.evict(object_id)
 
         self.database.write(work)
-        return [first, *nested]
 
-    def delete(self, connection: Connection, object_id: int) -> None:
+    def delete(self, kept: KeptConnection, object_id: int) -> None:
         """Delete a row."""
-        deleted = self.database.execute(
-            connection, self.schema.delete, {"object_id": object_id}
-        )
-        if deleted.rowcount != 1:
+        if kept.change(self.schema.delete, {"object_id": object_id}) != 1:
             raise not_found(object_id)
         self.identities.note_removed(object_id)
+
+    # Reading
 
     def exists(self, object_id: int) -> bool:
         """Say whether there is a row."""
         self.prepare()
-        column = self.schema.objects.c.id
-        statement = select(column).where(column == object_id)
-        return self.database.read(
-            lambda connection: (
-                self.database.execute(connection, statement).first() is not None
-            )
-        )
+        parameters = {"object_id": object_id}
+        row = self.database.read(lambda kept: kept.row(self.schema.exists, parameters))
+        return row is not None
 
-    # Reading
-
-    def fetch(self, connection: Connection, ids: Sequence[int]) -> dict[int, Row]:
+    def fetch(self, kept: KeptConnection, ids: Sequence[int]) -> dict[int, Row]:
         """Read rows."""
-        table = self.schema.objects
-        columns = (table.c.id, table.c.data, table.c.state)
         rows: dict[int, Row] = {}
-        for start in range(0, len(ids), PAGE):
-            some = [int(i) for i in ids[start : start + PAGE]]
-            found = self.database.execute(
-                connection, select(*columns).where(table.c.id.in_(some))
-            )
-            rows.update({i: Row(payload, state) for i, payload, state in found})
+        for statement, parameters in self.schema.read.parts(ids):
+            for object_id, payload, state in kept.rows(statement, parameters):
+                rows[object_id] = Row(payload, state)
         return rows
 
     def load_many(
         self,
         ids: Sequence[int],
-        fetch: Callable[[Connection, Sequence[int]], Mapping[int, Row]] | None = None,
+        fetch: Callable[[KeptConnection, Sequence[int]], Mapping[int, Row]]
+        | None = None,
         adopt: Callable[[int, object, Row], None] | None = None,
     ) -> Decoded:
         """Return the live objects with these IDs, reading those that are not live.
@@ -275,27 +279,31 @@ class ObjectTable:
         that was read.
         """
         self.prepare()
-        found = {i: obj for i in ids if (obj := self.identities.live(i)) is not None}
+        found = self.identities.live_among(ids)
         missing = [i for i in dict.fromkeys(ids) if i not in found]
         if not missing:
             return Decoded(found)
+        fetch = fetch or self.fetch
 
-        def work(connection: Connection) -> Decoded:
+        def work(kept: KeptConnection) -> Decoded:
             # Under a lock, or two threads would make two live objects of one ID.
             with self._loading:
                 decoded = decode(
                     missing,
-                    fetch=lambda some: (fetch or self.fetch)(connection, some),
+                    fetch=lambda some: fetch(kept, some),
                     live=self.identities.live,
                     serializer=self.serializer,
                 )
-                for object_id, obj in decoded.objects.items():
-                    there = self.identities.live(object_id)
-                    if there is not None:
-                        decoded.objects[object_id] = there
-                        continue
-                    self.identities.adopt(object_id, obj)
-                    if adopt is not None:
+                there = self.identities.live_among(decoded.objects)
+                new = {
+                    object_id: obj
+                    for object_id, obj in decoded.objects.items()
+                    if object_id not in there
+                }
+                decoded.objects.update(there)
+                self.identities.adopt(new)
+                if adopt is not None:
+                    for object_id, obj in new.items():
                         adopt(object_id, obj, decoded.rows[object_id])
                 return decoded
 
@@ -314,24 +322,28 @@ class ObjectTable:
         """Yield rows of ``columns``, the ID first, page by page and by ID."""
         self.prepare()
         table = self.schema.objects
-        statement = select(*columns).order_by(table.c.id).limit(PAGE)
+        construct = (
+            select(*columns)
+            .where(table.c.id > bindparam("after"))
+            .order_by(table.c.id)
+            .limit(PAGE)
+        )
         if state is not None:
-            statement = statement.where(self.in_state(state))
-        statement = statement.where(table.c.id > bindparam("after"))
+            construct = construct.where(self.in_state(state))
+        statement = Statement(construct)
         after = -(2**63)
         while True:
-
-            def work(connection: Connection, after: int = after) -> Sequence[Any]:
-                return self.database.execute(
-                    connection, statement, {"after": after}
-                ).all()
-
-            rows = self.database.read(work)
+            rows = self._rows(statement, {"after": after})
             if rows:
                 yield rows
             if len(rows) < PAGE:
                 return
             after = rows[-1][0]
+
+    def _rows(
+        self, statement: Statement, parameters: Parameters
+    ) -> Sequence[tuple[Any, ...]]:
+        return self.database.read(lambda kept: kept.rows(statement, parameters))
 
     def in_state(self, state: str) -> Any:
         """Return the condition that an object is in a state; NULL is UNKNOWN."""

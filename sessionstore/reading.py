@@ -6,12 +6,11 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from sqlalchemy.engine import Connection
-
 from sessionstore.decoding import decode, fill
 from sessionstore.errors import DecodeError, LoadError, NotFoundError
 from sessionstore.identity_map import set_unmarked
 from sessionstore.index import Index
+from sessionstore.kept import KeptConnection
 from sessionstore.objects import only
 from sessionstore.persistable import Persistable
 from sessionstore.serialization import Row
@@ -29,7 +28,7 @@ def load(
     roots = frozenset(keys)
     decoded = index.objects.load_many(
         keys,
-        fetch=lambda connection, ids: index.fetch(connection, ids, roots),
+        fetch=lambda kept, ids: index.fetch(kept, ids, roots),
         adopt=_adopt,
     )
     # A live object may be of another session, or none, and one that was read past
@@ -61,10 +60,10 @@ def refresh(index: Index, task: Persistable) -> None:
     if key is None:
         raise NotFoundError(f"{task!r} is not in the session {index.name!r}")
 
-    def work(connection: Connection) -> None:
+    def work(kept: KeptConnection) -> None:
         decoded = decode(
             [key],
-            fetch=lambda ids: index.fetch(connection, ids, {key}),
+            fetch=lambda ids: index.fetch(kept, ids, {key}),
             live=lambda i: task if i == key else identities.live(i),
             serializer=index.objects.serializer,
         )
@@ -77,10 +76,10 @@ def refresh(index: Index, task: Persistable) -> None:
             raise DecodeError(
                 f"object {key} cannot be read again in place: {error}", id=key
             ) from error
+        del decoded.objects[key]
+        identities.adopt(decoded.objects)
         decoded.objects[key] = task
         for object_id, obj in decoded.objects.items():
-            if obj is not task:
-                identities.adopt(object_id, obj)
             _adopt(object_id, obj, decoded.rows[object_id])
 
     index.database.read(work)

@@ -6,12 +6,11 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy.engine import Connection
-
 from sessionstore.errors import ConflictError, EncodeError
 from sessionstore.history import Transition, check_transition, clean, state_from
 from sessionstore.index import Index
 from sessionstore.jobs import Job, changed_meanwhile
+from sessionstore.kept import KeptConnection
 from sessionstore.persistable import Persistable
 from sessionstore.schema import MAX_NAME, fits
 from sessionstore.serialization import Record
@@ -46,8 +45,8 @@ def save_graph(
     roots = {id(check_persistable(task)) for task in tasks}
     recorded: list[Transition] = []
 
-    def first(connection: Connection, records: Sequence[Record]) -> None:
-        writer = _GraphWriter(index, connection, records, listed, change)
+    def first(kept: KeptConnection, records: Sequence[Record]) -> None:
+        writer = _GraphWriter(index, kept, records, listed, change)
         for record in records:
             writer.write(record, id(record.obj) in roots)
         recorded[:] = writer.finish()
@@ -61,18 +60,19 @@ class _GraphWriter:
     def __init__(
         self,
         index: Index,
-        connection: Connection,
+        kept: KeptConnection,
         records: Sequence[Record],
         listed: bool,
         change: Change | None,
     ) -> None:
         self._index = index
-        self._connection = connection
+        self._kept = kept
         self._listed = listed
         self._change = change
         known = [record.id for record in records if not record.is_new]
-        self._there = index.jobs.read(connection, known, lock=True) if known else {}
-        self._last, self._now = index.end(connection)
+        self._there = index.jobs.read(kept, known, lock=True) if known else {}
+        self._last, self._now = index.end(kept)
+        index.objects.identities.undo_later([record.obj for record in records])
         self._new: list[dict[str, Any]] = []
         self._entries: list[dict[str, Any]] = []
 
@@ -133,11 +133,11 @@ class _GraphWriter:
         if self._listed and is_root and job.position is None:
             self._last += 1
             values["position"] = self._last
-        revision = self._index.jobs.change(self._connection, job, **values)
+        revision = self._index.jobs.change(self._kept, job, **values)
         if job.state != record.state:
             self._enter(record, revision, job.state, change.info if change else "")
         else:
-            self._note(obj, revision)
+            obj._revision = revision
 
     def _enter(self, record: Record, revision: int, old: str | None, info: str) -> None:
         self._entries.append(
@@ -151,16 +151,13 @@ class _GraphWriter:
                 _returncode_of(record),
             )
         )
-        self._note(record.obj, revision)
-
-    def _note(self, obj: Any, revision: int) -> None:
-        self._index.objects.identities.undo_later(obj, "_revision")
+        obj: Any = record.obj
         obj._revision = revision
 
     def finish(self) -> list[Transition]:
         """Send what was gathered, and return the transitions among it."""
-        self._index.jobs.insert(self._connection, self._new)
-        rows = self._index.history.append(self._connection, self._entries)
+        self._index.jobs.insert(self._kept, self._new)
+        rows = self._index.history.append(self._kept, self._entries)
         return [self._index.history.read(row) for row in rows]
 
 

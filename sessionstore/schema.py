@@ -40,10 +40,10 @@ from sqlalchemy.dialects.mysql import LONGBLOB
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.sql import Executable
 from sqlalchemy.sql.functions import FunctionElement
 
 from sessionstore.errors import ConfigurationError, SchemaError
+from sessionstore.statements import ByIds, Statement
 
 __all__ = ["CURRENT_VERSION", "Now", "Schema"]
 
@@ -210,60 +210,75 @@ class Schema:
     # Statements about objects, built once
 
     @cached_property
-    def insert(self) -> Executable:
+    def insert(self) -> Statement:
         """Add an object's row."""
-        return insert(self.objects)
+        return Statement(insert(self.objects))
 
     @cached_property
-    def update(self) -> Executable:
+    def update(self) -> Statement:
         """Rewrite an object's row."""
         values: dict[str, Any] = {
             column.name: bindparam(column.name)
             for column in self.objects.columns
             if column.name != "id"
         }
-        return (
+        return Statement(
             update(self.objects)
             .where(self.objects.c.id == bindparam("object_id"))
             .values(values)
         )
 
     @cached_property
-    def set_state(self) -> Executable:
+    def set_state(self) -> Statement:
         """Change an object's state and leave its payload alone."""
-        return (
+        return Statement(
             update(self.objects)
             .where(self.objects.c.id == bindparam("object_id"))
             .values(state=bindparam("new_state"))
         )
 
     @cached_property
-    def delete(self) -> Executable:
+    def delete(self) -> Statement:
         """Remove an object's row."""
-        return delete(self.objects).where(self.objects.c.id == bindparam("object_id"))
+        return Statement(
+            delete(self.objects).where(self.objects.c.id == bindparam("object_id"))
+        )
 
     @cached_property
-    def all_ids(self) -> Executable:
-        """List every ID."""
-        return select(self.objects.c.id).order_by(self.objects.c.id)
+    def read(self) -> ByIds:
+        """Read objects."""
+        table = self.objects
+        return ByIds(
+            lambda names: select(table.c.id, table.c.data, table.c.state).where(
+                table.c.id.in_([bindparam(name) for name in names])
+            )
+        )
 
     @cached_property
-    def counts(self) -> Executable:
+    def exists(self) -> Statement:
+        """Find an object's row."""
+        column = self.objects.c.id
+        return Statement(select(column).where(column == bindparam("object_id")))
+
+    @cached_property
+    def counts(self) -> Statement:
         """Count the objects in each state."""
-        return select(self.objects.c.state, func.count()).group_by(self.objects.c.state)
+        return Statement(
+            select(self.objects.c.state, func.count()).group_by(self.objects.c.state)
+        )
 
     # Statements about IDs
 
     @cached_property
-    def next_ids(self) -> Executable:
+    def next_ids(self) -> Statement:
         """Read where the next block begins, and the largest ID in use."""
         largest = select(func.max(self.objects.c.id)).scalar_subquery()
-        return select(self.ids.c.next_id, largest).where(self.ids.c.id == 1)
+        return Statement(select(self.ids.c.next_id, largest).where(self.ids.c.id == 1))
 
     @cached_property
-    def take_ids(self) -> Executable:
+    def take_ids(self) -> Statement:
         """Take a block, unless somebody else took it first."""
-        return (
+        return Statement(
             update(self.ids)
             .where(self.ids.c.id == 1, self.ids.c.next_id == bindparam("seen"))
             .values(next_id=bindparam("following"))

@@ -22,6 +22,7 @@ from sessionstore.errors import (
 )
 from sessionstore.history import Transition, clean, instant, state_from
 from sessionstore.index import Index
+from sessionstore.kept import KeptConnection
 from sessionstore.objects import key_of
 from sessionstore.persistable import Persistable
 from sessionstore.schema import MAX_NAME
@@ -130,11 +131,9 @@ class SessionStore:
         """Take an object out of the session; it stays in the store."""
         key, index = key_of(id_), self._index
 
-        def work(connection: Connection) -> None:
-            job = index.job(connection, key)
-            revision = index.jobs.change(
-                connection, job, session_id=None, position=None
-            )
+        def work(kept: KeptConnection) -> None:
+            job = index.job(kept, key)
+            revision = index.jobs.change(kept, job, session_id=None, position=None)
             self._identities.follow(key, job.revision, revision)
 
         index.database.write(work)
@@ -179,8 +178,8 @@ class SessionStore:
         pid = os.getpid()
         task: Any = live
         try:
-            with self.transaction() as connection:
-                self._index.job(connection, key)
+            with self._index.database.transaction() as scope:
+                self._index.job(scope.kept, key)
                 if task is None:
                     task = self.load(key)
                 else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
@@ -193,9 +193,7 @@ class SqlStore(Store):
         """Remove the object with this ID.  Raises NotFoundError if there is none."""
         key = key_of(id_)
         self._objects.prepare()
-        self._objects.database.write(
-            lambda connection: self._objects.delete(connection, key)
-        )
+        self._objects.database.write(lambda kept: self._objects.delete(kept, key))
 
     # Many
 
@@ -238,11 +236,7 @@ class SqlStore(Store):
         objects = self._objects
         objects.prepare()
         counts: dict[str, int] = {}
-        rows = objects.database.read(
-            lambda connection: objects.database.execute(
-                connection, objects.schema.counts
-            ).all()
-        )
+        rows = objects.database.read(lambda kept: kept.rows(objects.schema.counts))
         for state, number in rows:
             name = "UNKNOWN" if state is None else state
             counts[name] = counts.get(name, 0) + number
@@ -260,7 +254,8 @@ class SqlStore(Store):
 
     # Transactions and life
 
-    def transaction(self) -> AbstractContextManager[Connection]:
+    @contextmanager
+    def transaction(self) -> Iterator[Connection]:
         """Commit all that this thread does in the block at once.
 
         Yields the SQLAlchemy connection, so that rows of your own commit together
@@ -275,7 +270,12 @@ class SqlStore(Store):
         2
         """
         self._objects.prepare()
-        return self._objects.database.transaction()
+        with self._objects.database.transaction() as scope:
+            connection = scope.kept.connection
+            if not connection.in_transaction():
+                # Else a commit() of the caller's would go by without a word.
+                connection.begin()
+            yield connection
 
     def invalidate_cache(self) -> None:
         """Forget the live objects, so that ``load`` reads each from the database."""

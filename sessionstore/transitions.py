@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import Any
 
-from sqlalchemy.engine import Connection
-
 from sessionstore.errors import NotFoundError, TransitionError
 from sessionstore.history import Transition
 from sessionstore.identity_map import set_unmarked
 from sessionstore.index import Index
 from sessionstore.jobs import Job
+from sessionstore.kept import KeptConnection
 from sessionstore.persistable import Persistable
 from sessionstore.saving import Change, check_change, save_graph
 from sessionstore.schema import fits
@@ -33,11 +32,11 @@ def move_job(
     if returncode is not None and not fits(returncode):
         raise TransitionError(f"the returncode {returncode} exceeds 64 bits", id=key)
 
-    def work(connection: Connection) -> Transition:
-        job = index.job(connection, key)
+    def work(kept: KeptConnection) -> Transition:
+        job = index.job(kept, key)
         check_change(job, new, expect)
         values = {} if returncode is None else {"returncode": returncode}
-        return _record(index, connection, job, new, info, values)
+        return _record(index, kept, job, new, info, values)
 
     return index.database.write(work)
 
@@ -45,8 +44,8 @@ def move_job(
 def redo(index: Index, key: int) -> Transition:
     """Make a TERMINATED job NEW."""
 
-    def work(connection: Connection) -> Transition:
-        job = index.job(connection, key)
+    def work(kept: KeptConnection) -> Transition:
+        job = index.job(kept, key)
         if job.state != State.TERMINATED:
             raise TransitionError(
                 f"only a TERMINATED task can be done again, and task {key} is "
@@ -54,22 +53,21 @@ def redo(index: Index, key: int) -> Transition:
                 id=key,
             )
         values = {"returncode": None, "attempts": 0}
-        return _record(index, connection, job, State.NEW, "redo", values)
+        return _record(index, kept, job, State.NEW, "redo", values)
 
     return index.database.write(work)
 
 
 def _record(
     index: Index,
-    connection: Connection,
+    kept: KeptConnection,
     job: Job,
     new: State,
     info: str,
     values: dict[str, Any],
 ) -> Transition:
-    revision = index.jobs.change(connection, job, state=str(new), **values)
-    index.database.execute(
-        connection,
+    revision = index.jobs.change(kept, job, state=str(new), **values)
+    kept.change(
         index.objects.schema.set_state,
         {"object_id": job.job_id, "new_state": str(new)},
     )
@@ -82,7 +80,7 @@ def _record(
         info,
         values.get("returncode"),
     )
-    [row] = index.history.append(connection, [entry])
+    [row] = index.history.append(kept, [entry])
     identities = index.objects.identities
     live = identities.follow(job.job_id, job.revision, revision)
     execution = getattr(live, "execution", None)

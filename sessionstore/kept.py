@@ -1,0 +1,218 @@
+"""A connection that a thread keeps, and how statements run on it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy.engine import URL, Connection, Dialect
+from sqlalchemy.exc import DBAPIError, PendingRollbackError, SQLAlchemyError
+
+from sessionstore import dialects
+from sessionstore.errors import ForkError, SessionStoreError, StoreError
+from sessionstore.failures import failure, of_sqlalchemy
+from sessionstore.inherited import descriptor_of
+from sessionstore.statements import Parameters, Statement
+
+__all__ = ["KeptConnection"]
+
+log = logging.getLogger(__name__)
+
+_NONE: Parameters = {}
+
+
+class KeptConnection:
+    """A thread's own connection, and how statements run on it.
+
+    Statements go to the driver's cursor as text.  They take SQLAlchemy's way where
+    somebody watches them there (``echo``, or events about cursors), and on databases
+    that this package has no settings for, whose drivers SQLAlchemy knows better.
+    """
+
+    def __init__(
+        self, connection: Connection, settings: dialects.Settings, url: URL
+    ) -> None:
+        self.connection = connection
+        self.driver: Any = connection.connection.dbapi_connection
+        self.pid = os.getpid()
+        #: In a call or a transaction, so that a fork must not close it.
+        self.is_busy = False
+        #: Neither closed nor lost.
+        self.is_open = True
+        self._settings = settings
+        self._url = url
+        self._dialect: Dialect = connection.dialect
+        dbapi: Any = connection.dialect.dbapi
+        self._errors = (dbapi.Error, DBAPIError, PendingRollbackError)
+        self._is_direct = settings.begin is not None and not _is_watched(connection)
+
+    def rows(
+        self, statement: Statement, parameters: Parameters = _NONE
+    ) -> Sequence[tuple[Any, ...]]:
+        """Run a query and return its rows."""
+        try:
+            cursor = self._execute(statement, parameters)
+            rows: Sequence[tuple[Any, ...]] = cursor.fetchall()
+            cursor.close()
+            return rows
+        except self._errors as error:
+            raise self._failure(error) from error
+
+    def row(
+        self, statement: Statement, parameters: Parameters = _NONE
+    ) -> tuple[Any, ...] | None:
+        """Run a query and return its first row, None if there is none."""
+        try:
+            cursor = self._execute(statement, parameters)
+            row: tuple[Any, ...] | None = cursor.fetchone()
+            cursor.close()
+            return row
+        except self._errors as error:
+            raise self._failure(error) from error
+
+    def change(self, statement: Statement, parameters: Parameters = _NONE) -> int:
+        """Run a statement that writes, and return how many rows it wrote."""
+        try:
+            cursor = self._execute(statement, parameters)
+            count: int = cursor.rowcount
+            cursor.close()
+            return count
+        except self._errors as error:
+            raise self._failure(error) from error
+
+    def change_many(
+        self, statement: Statement, parameters: Sequence[Parameters]
+    ) -> None:
+        """Run a statement that writes, once for each of ``parameters``."""
+        if len(parameters) == 1:
+            self.change(statement, parameters[0])
+            return
+        try:
+            if not self._is_direct:
+                self.connection.execute(statement.construct, parameters).close()
+                return
+            cursor = self._cursor(statement)
+            cursor.executemany(statement.text, map(statement.arranged, parameters))
+            cursor.close()
+        except self._errors as error:
+            raise self._failure(error) from error
+
+    def command(self, text: str) -> str | None:
+        """Run a statement such as BEGIN; return what the driver tells of its end."""
+        self._check_process()
+        try:
+            cursor = self.driver.cursor()
+            cursor.execute(text)
+            said: str | None = getattr(cursor, "statusmessage", None)
+            cursor.close()
+            return said
+        except self._errors as error:
+            raise self._failure(error) from error
+
+    def commit(self) -> None:
+        """Commit the transaction that ``database`` began."""
+        if self._settings.begin is None:
+            try:
+                self.connection.commit()
+            except self._errors as error:
+                raise self._failure(error) from error
+            return
+        if self.command("COMMIT") == "ROLLBACK":
+            # PostgreSQL's answer after an error, which no driver takes for one.
+            raise StoreError(
+                "the transaction was rolled back, because a statement in it failed "
+                "and its error was not let through"
+            )
+        self.end_logical_transaction()
+
+    def roll_back(self) -> None:
+        """Roll the transaction back."""
+        # SQLite has rolled back by itself after some errors.
+        if self._settings.begin is not None and getattr(
+            self.driver, "in_transaction", True
+        ):
+            self.command("ROLLBACK")
+        self.end_logical_transaction()
+
+    def _execute(self, statement: Statement, parameters: Parameters) -> Any:
+        if not self._is_direct:
+            return self.connection.execute(statement.construct, parameters)
+        cursor = self._cursor(statement)
+        cursor.execute(statement.text, statement.arranged(parameters))
+        return cursor
+
+    def _cursor(self, statement: Statement) -> Any:
+        self._check_process()
+        if not statement.text:
+            statement.compile(self._dialect)
+        return self.driver.cursor()
+
+    def _check_process(self) -> None:
+        # The gate was passed before a fork that some callback made in the meantime.
+        if self.pid != os.getpid():
+            raise ForkError(
+                "this connection was opened by the parent process and cannot be used "
+                "in a forked child"
+            )
+
+    def _failure(self, error: Any) -> SessionStoreError:
+        if isinstance(error, SQLAlchemyError):
+            self.is_open = self.is_open and not self.connection.invalidated
+            return of_sqlalchemy(error, self._url, self._settings)  # type: ignore[arg-type]
+        lost = self._dialect.is_disconnect(error, self.driver, None)
+        if lost:
+            self.invalidate()
+        return failure(error, self._url, self._settings, lost=lost)
+
+    def may_be_dead(self) -> bool:
+        """Say whether the server seems to have closed the connection while idle."""
+        descriptor = descriptor_of(self.driver)
+        if descriptor is None:
+            return False
+        # A server says nothing unasked on an idle connection, but for its farewell.
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        return bool(poll.poll(0))
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether it is open, as a caller may have closed or lost it too."""
+        connection = self.connection
+        return self.is_open and not connection.closed and not connection.invalidated
+
+    def end_logical_transaction(self) -> None:
+        """Tell SQLAlchemy that the transaction it began by itself is over."""
+        if not self.is_usable:
+            self.is_open = False
+        elif self.connection.in_transaction():
+            self.connection.rollback()
+        elif self._settings.begin is None:
+            self.driver.rollback()
+
+    def invalidate(self) -> None:
+        """Give the connection up, without another word to the server."""
+        self.is_open = False
+        try:
+            self.connection.invalidate()
+        except SQLAlchemyError:
+            log.debug("could not invalidate a connection", exc_info=True)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.is_open = False
+        try:
+            self.connection.close()
+        except SQLAlchemyError:
+            log.debug("a lost connection could not be closed", exc_info=True)
+
+
+def _is_watched(connection: Connection) -> bool:
+    engine: Any = connection.engine
+    return engine.logger.isEnabledFor(logging.INFO) or any(
+        getattr(engine.dispatch, f"{when}_{what}")
+        for when in ("before", "after")
+        for what in ("execute", "cursor_execute")
+    )

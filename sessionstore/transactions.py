@@ -1,0 +1,209 @@
+"""Transaction blocks: what one thread does in them is committed at once, or not at all.
+
+An ``undo`` list goes with each transaction, as a rollback has to put back what was
+noted on Python objects too.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from sqlalchemy.engine import Connection
+
+from sessionstore.connections import Connections
+from sessionstore.errors import ForkError, StoreError
+from sessionstore.failures import ConnectionLostError, lost_in_transaction, unanswered
+from sessionstore.kept import KeptConnection
+
+__all__ = ["Scope", "Scopes", "Transaction"]
+
+log = logging.getLogger(__name__)
+
+
+class Scope:
+    """One thread's open transaction, however deeply its blocks are nested."""
+
+    def __init__(self, kept: KeptConnection) -> None:
+        self.kept = kept
+        self.pid = kept.pid
+        self.is_ending = False
+        self.doomed_by: BaseException | None = None
+        self.undo: list[Callable[[], None]] = []
+        self.after_commit: list[Callable[[], None]] = []
+        #: What others remember for as long as this transaction lasts, by owner.
+        self.notes: dict[object, Any] = {}
+
+    def restore(self) -> None:
+        """Put back what was noted on objects."""
+        for restore in reversed(self.undo):
+            restore()
+
+
+class _ThreadState(threading.local):
+    scope: Scope | None = None
+
+
+class Scopes:
+    """The open transactions of all threads of this process."""
+
+    def __init__(self) -> None:
+        self._open: set[Scope] = set()
+        self._thread = _ThreadState()
+
+    def __iter__(self) -> Any:
+        return iter(list(self._open))
+
+    @property
+    def current(self) -> Scope | None:
+        """This thread's, if there is one.
+
+        Raises ForkError inside a block that began before this process was forked.
+        """
+        scope = self._thread.scope
+        if scope is not None and scope.pid != os.getpid():
+            raise ForkError(
+                "this transaction was begun by the parent process; leave its block "
+                "before using the store in a forked child"
+            )
+        return scope
+
+    def add(self, scope: Scope) -> None:
+        """Make a transaction this thread's."""
+        self._open.add(scope)
+        self._thread.scope = scope
+
+    def remove(self, scope: Scope) -> None:
+        """Forget a transaction that has ended."""
+        self._open.discard(scope)
+        if self._thread.scope is scope:
+            self._thread.scope = None
+
+    def reset_in_child(self) -> None:
+        """Take back what the parent's transactions noted on objects, and drop them."""
+        for scope in self._open:
+            scope.restore()
+        self._open = set()
+        # This thread keeps an inherited scope: its block is still on the stack, and
+        # what the child calls inside it must be refused, not begin a new transaction.
+
+    def refuse_to_end(self, connection: Connection) -> None:
+        """Raise StoreError if a caller is about to end our transaction halfway."""
+        # In autocommit mode a caller's own commit() would do that, and what the
+        # block does after it would not be taken back.
+        scope = self._thread.scope
+        if scope and scope.kept.connection is connection and not scope.is_ending:
+            raise StoreError(
+                "the transaction ends with its block: leave the block to commit, or "
+                "raise an exception in it to roll back"
+            )
+
+
+class Transaction:
+    """One block.  The outermost of a thread begins and ends the transaction."""
+
+    def __init__(self, connections: Connections, scopes: Scopes) -> None:
+        self._connections = connections
+        self._scopes = scopes
+        self._is_outermost = False
+
+    def __enter__(self) -> Scope:
+        scope = self._scopes.current
+        if scope is None:
+            self._connections.enter()
+            try:
+                scope = Scope(self._begin())
+            except BaseException:
+                self._connections.leave()
+                raise
+            self._is_outermost = True
+            self._scopes.add(scope)
+        self._scope = scope
+        return scope
+
+    def __exit__(
+        self, kind: object, error: BaseException | None, traceback: object
+    ) -> None:
+        scope = self._scope
+        if not self._is_outermost:
+            if error is not None:
+                scope.doomed_by = scope.doomed_by or error
+            return
+        try:
+            self._end(scope, error)
+        finally:
+            self._scopes.remove(scope)
+            if scope.pid == os.getpid():
+                scope.kept.is_busy = False
+                self._connections.leave()
+        if error is None:
+            for callback in scope.after_commit:
+                callback()
+
+    def _begin(self) -> KeptConnection:
+        # An idle connection may have died with its server; nothing was sent on it
+        # yet, so that opening another one is always safe.
+        begin = self._connections.settings.begin
+        while True:
+            was_idle = self._connections.has_one()
+            kept = self._connections.of_thread()
+            kept.is_busy = True
+            try:
+                if begin is None:
+                    kept.connection.begin()
+                else:
+                    kept.command(begin)
+                return kept
+            except BaseException as error:
+                kept.is_busy = False
+                self._connections.discard(kept)
+                if not (was_idle and isinstance(error, ConnectionLostError)):
+                    raise
+
+    def _end(self, scope: Scope, error: BaseException | None) -> None:
+        is_inherited = scope.pid != os.getpid()
+        if error is not None:
+            if not is_inherited:
+                self._roll_back(scope)
+            return
+        if is_inherited:
+            raise ForkError(
+                "this transaction was begun by the parent process, which alone can "
+                "commit it; leave the block in a forked child by os._exit"
+            )
+        if scope.doomed_by is not None:
+            self._roll_back(scope)
+            raise StoreError(
+                "the transaction was rolled back, because an exception left a block "
+                f"inside it: {scope.doomed_by!r}"
+            ) from scope.doomed_by
+        try:
+            self._commit(scope)
+        except BaseException:
+            self._roll_back(scope)
+            raise
+
+    def _commit(self, scope: Scope) -> None:
+        kept = scope.kept
+        scope.is_ending = True
+        if not kept.is_usable:
+            raise lost_in_transaction(self._connections.url)
+        try:
+            kept.commit()
+        except ConnectionLostError as error:
+            raise unanswered(error) from error.__cause__
+
+    def _roll_back(self, scope: Scope) -> None:
+        scope.is_ending = True
+        try:
+            if scope.kept.is_usable:
+                scope.kept.roll_back()
+        except Exception:
+            log.debug("rolling back failed; the connection goes", exc_info=True)
+            scope.kept.invalidate()
+            self._connections.discard(scope.kept)
+        finally:
+            scope.restore()
