@@ -80,7 +80,6 @@ class Database:
 
         Raises ForkError inside a block that began before this process was forked.
         """
-        fork.gate.notice_fork()
         return self.scopes.current
 
     def transaction(self) -> Transaction:
@@ -90,6 +89,7 @@ class Database:
 
     def read(self, work: Work[T]) -> T:
         """Run ``work``, which only reads, again if its connection was lost."""
+        fork.gate.notice_fork()
         scope = self.scope
         if scope is not None:
             return work(scope.kept)
@@ -100,6 +100,7 @@ class Database:
 
         Inside a caller's own transaction nothing is tried again.
         """
+        fork.gate.notice_fork()
         if self.scope is not None:
             return self._write_once(work)
         if is_one_statement and self.settings.begin is not None:

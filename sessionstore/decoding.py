@@ -51,7 +51,7 @@ class _Decoder:
     ) -> None:
         self._fetch = fetch
         self._live = live
-        self._serializer = serializer
+        self._loads = serializer.loads
         self._decoded = Decoded()
         self._empty: dict[int, object] = {}
         self._todo: list[int] = []
@@ -59,18 +59,20 @@ class _Decoder:
         self._under_way: list[int] = []
 
     def run(self, ids: Sequence[int]) -> Decoded:
-        self._todo = list(dict.fromkeys(ids))
-        seen = set(self._todo)
-        while self._todo:
-            batch, self._todo = self._todo, []
-            self._decoded.rows.update(self._fetch(batch))
+        decoded = self._decoded
+        batch = ids
+        seen = set(ids)
+        while batch:
+            decoded.rows.update(self._fetch(batch))
             for object_id in batch:
-                if object_id not in self._decoded.objects:
+                if object_id not in decoded.objects:
                     self._read(object_id)
-            self._todo = [i for i in dict.fromkeys(self._todo) if i not in seen]
-            seen.update(self._todo)
-        self._spread_errors()
-        return self._decoded
+            batch = [i for i in dict.fromkeys(self._todo) if i not in seen]
+            seen.update(batch)
+            self._todo.clear()
+        if decoded.errors:
+            self._spread_errors()
+        return decoded
 
     def _read(self, object_id: int) -> None:
         row = self._decoded.rows.get(object_id)
@@ -81,7 +83,14 @@ class _Decoder:
             return
         self._under_way.append(object_id)
         try:
-            obj = self._load(object_id, row)
+            if row.payload is None:
+                raise ValueError("its data is NULL")
+            obj = self._loads(bytes(row.payload), self._refer)
+            _set_state(obj, row.state)
+            if object_id in self._empty:
+                empty = self._empty[object_id]
+                fill(empty, obj)
+                obj = empty
             self._decoded.objects[object_id] = obj
         except Exception as error:
             self._decoded.errors[object_id] = DecodeError(
@@ -92,17 +101,6 @@ class _Decoder:
             self._decoded.errors[object_id].__cause__ = error
         finally:
             self._under_way.pop()
-
-    def _load(self, object_id: int, row: Row) -> object:
-        if row.payload is None:
-            raise ValueError("its data is NULL")
-        obj = self._serializer.loads(bytes(row.payload), self._refer)
-        _set_state(obj, row.state)
-        empty = self._empty.get(object_id)
-        if empty is None:
-            return obj
-        fill(empty, obj)
-        return empty
 
     def _refer(self, reference: Any) -> object:
         if isinstance(reference, tuple) and len(reference) == 3:
@@ -144,7 +142,7 @@ class _Decoder:
         # An object that refers to one that cannot be read would hold an empty shell.
         errors = self._decoded.errors
         spread = True
-        while spread and errors:
+        while spread:
             spread = False
             for object_id, references in self._refers_to.items():
                 broken = next((i for i in references if i in errors), None)

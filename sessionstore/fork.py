@@ -100,7 +100,8 @@ class Gate:
             self._inside[thread] = depth - 1
         elif depth:
             del self._inside[thread]
-            self._tell_forks()
+            if self._forking:
+                self._tell_forks()
 
     def hold(self, key: object) -> None:
         """Be inside until ``release``, which may come from another thread."""
@@ -108,7 +109,7 @@ class Gate:
 
     def release(self, key: object) -> None:
         """Undo ``hold``."""
-        if self._held.pop(key, None) is not None:
+        if self._held.pop(key, None) is not None and self._forking:
             self._tell_forks()
 
     def is_held(self, key: object) -> bool:
@@ -116,9 +117,8 @@ class Gate:
         return key in self._held
 
     def _tell_forks(self) -> None:
-        if self._forking:
-            with self._condition:
-                self._condition.notify_all()
+        with self._condition:
+            self._condition.notify_all()
 
     @contextmanager
     def inside(self) -> Iterator[None]:
@@ -186,7 +186,8 @@ class Guard:
         """Raise ForkError if this process must not use the engine any more."""
         if self.refusal is not None:
             raise ForkError(self.refusal)
-        if self._file is not None and _identity(self._file) in _refused_files:
+        # Looked at last, as it asks the file system at every call.
+        if _refused_files and self._file and _identity(self._file) in _refused_files:
             raise ForkError(_open_at_fork(self._file))
 
     @property

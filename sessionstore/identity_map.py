@@ -22,9 +22,6 @@ __all__ = ["IdentityMap", "set_unmarked"]
 
 log = logging.getLogger(__name__)
 
-_NOTED = ("persistent_id", "_origin", "_revision")
-
-
 class IdentityMap:
     """The live objects of one table, held weakly.
 
@@ -139,19 +136,25 @@ class IdentityMap:
         if scope is None:
             return
         before = [
-            (obj, [getattr(obj, name, None) for name in _NOTED], obj.changed)
-            if isinstance(obj, Persistable)
-            else (obj, [getattr(obj, "persistent_id", None)], False)
+            (
+                obj,
+                getattr(obj, "persistent_id", None),
+                getattr(obj, "_origin", None),
+                getattr(obj, "_revision", None),
+                getattr(obj, "changed", False),
+            )
             for obj in objects
         ]
 
         def restore() -> None:
-            for obj, values, changed in before:
+            for obj, object_id, origin, revision, changed in before:
                 if isinstance(obj, Persistable):
-                    obj.__dict__.update(zip(_NOTED, values, strict=True))
+                    obj.__dict__.update(
+                        persistent_id=object_id, _origin=origin, _revision=revision
+                    )
                     obj.changed = changed or obj.changed
                 else:
-                    _assign(obj, persistent_id=values[0])
+                    _assign(obj, persistent_id=object_id)
 
         scope.undo.append(restore)
 

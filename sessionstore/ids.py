@@ -86,27 +86,28 @@ class Blocks:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._ranges: list[range] = []
+        self._first = self._end = 0
+        self._later: list[range] = []
 
     def __len__(self) -> int:
         with self._lock:
-            return sum(map(len, self._ranges))
+            return self._end - self._first + sum(map(len, self._later))
 
     def add(self, numbers: range) -> None:
         """Set more numbers aside."""
         with self._lock:
-            self._ranges.append(numbers)
+            self._later.append(numbers)
 
     def pop(self) -> int | None:
         """Return the next number, or None when there is none left."""
         with self._lock:
-            while self._ranges:
-                first = self._ranges[0]
-                if first:
-                    self._ranges[0] = first[1:]
-                    return first[0]
-                del self._ranges[0]
-            return None
+            while self._first == self._end:
+                if not self._later:
+                    return None
+                numbers = self._later.pop(0)
+                self._first, self._end = numbers.start, numbers.stop
+            self._first += 1
+            return self._first - 1
 
 
 class Allocator:

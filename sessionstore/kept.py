@@ -185,11 +185,9 @@ class KeptConnection:
 
     def end_logical_transaction(self) -> None:
         """Tell SQLAlchemy that the transaction it began by itself is over."""
-        if not self.is_usable:
-            self.is_open = False
-        elif self.connection.in_transaction():
+        if self.connection.in_transaction():
             self.connection.rollback()
-        elif self._settings.begin is None:
+        elif self._settings.begin is None and self.is_usable:
             self.driver.rollback()
 
     def invalidate(self) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from sqlalchemy import Column, bindparam, select
 
+from sessionstore import fork
 from sessionstore.counter import IdCounter
 from sessionstore.database import Database
 from sessionstore.decoding import decode
@@ -83,7 +84,8 @@ class ObjectTable:
     # Setting up
 
     def prepare(self) -> None:
-        """Make or check the tables, once in a process."""
+        """Make or check the tables, once in a process; to be called first of all."""
+        fork.gate.notice_fork()
         if self._is_ready:
             return
         if not self.database.read(self._is_complete):
@@ -279,40 +281,32 @@ class ObjectTable:
         that was read.
         """
         self.prepare()
-        found = self.identities.live_among(ids)
-        missing = [i for i in dict.fromkeys(ids) if i not in found]
-        if not missing:
-            return Decoded(found)
         fetch = fetch or self.fetch
 
         def work(kept: KeptConnection) -> Decoded:
             # Under a lock, or two threads would make two live objects of one ID.
             with self._loading:
+                live = self.identities.live_among(ids)
                 decoded = decode(
-                    missing,
+                    [i for i in dict.fromkeys(ids) if i not in live],
                     fetch=lambda some: fetch(kept, some),
                     live=self.identities.live,
                     serializer=self.serializer,
                 )
-                there = self.identities.live_among(decoded.objects)
-                new = {
-                    object_id: obj
-                    for object_id, obj in decoded.objects.items()
-                    if object_id not in there
-                }
-                decoded.objects.update(there)
-                self.identities.adopt(new)
+                self.identities.adopt(decoded.objects)
                 if adopt is not None:
-                    for object_id, obj in new.items():
+                    for object_id, obj in decoded.objects.items():
                         adopt(object_id, obj, decoded.rows[object_id])
+                decoded.objects.update(live)
                 return decoded
 
-        decoded = self.database.read(work)
-        return Decoded(found | decoded.objects, decoded.errors, decoded.rows)
+        return self.database.read(work)
 
     def load(self, object_id: int) -> Any:
         """Return one object, or raise what kept it from being read."""
-        return only(self.load_many([object_id]), object_id)
+        self.prepare()
+        live = self.identities.live(object_id)
+        return only(self.load_many([object_id]), object_id) if live is None else live
 
     # Pages
 

@@ -83,18 +83,22 @@ class ByIds:
 
     def __init__(self, build: Callable[[Sequence[str]], Executable]) -> None:
         self._build = build
-        self._statements: dict[int, Statement] = {}
+        self._made: dict[int, tuple[Statement, Sequence[str]]] = {}
 
     def parts(self, ids: Sequence[int]) -> Iterator[tuple[Statement, dict[str, int]]]:
         """Yield the statements that together name all IDs, with their parameters."""
+        if len(ids) == 1:  # which is asked for most
+            statement, _ = self._made.get(1) or self._make(1)
+            yield statement, {"id_0": int(ids[0])}
+            return
         for start in range(0, len(ids), MOST_IDS):
-            some = ids[start : start + MOST_IDS]
+            some = [int(i) for i in ids[start : start + MOST_IDS]]
             length = next(n for n in self._LENGTHS if n >= len(some))
-            names = [f"id_{n}" for n in range(length)]
-            statement = self._statements.get(length)
-            if statement is None:
-                statement = Statement(self._build(names))
-                self._statements[length] = statement
-            last = int(some[-1])
-            filled = [*map(int, some), *[last] * (length - len(some))]
-            yield statement, dict(zip(names, filled, strict=True))
+            some += [some[-1]] * (length - len(some))
+            statement, names = self._made.get(length) or self._make(length)
+            yield statement, dict(zip(names, some, strict=True))
+
+    def _make(self, length: int) -> tuple[Statement, Sequence[str]]:
+        names = [f"id_{n}" for n in range(length)]
+        made = self._made[length] = Statement(self._build(names)), names
+        return made

@@ -198,12 +198,15 @@ class Transaction:
 
     def _roll_back(self, scope: Scope) -> None:
         scope.is_ending = True
+        kept = scope.kept
         try:
-            if scope.kept.is_usable:
-                scope.kept.roll_back()
+            if kept.is_usable:
+                kept.roll_back()
+            else:
+                self._connections.discard(kept)
         except Exception:
             log.debug("rolling back failed; the connection goes", exc_info=True)
-            scope.kept.invalidate()
-            self._connections.discard(scope.kept)
+            kept.invalidate()
+            self._connections.discard(kept)
         finally:
             scope.restore()
