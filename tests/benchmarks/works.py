@@ -166,11 +166,11 @@ def transition_large(bench: Bench) -> Duel:
     session = bench.session(bench.new_url())
     large = session.add(_submitted(1, bench.scale.large)[0])
     small = session.add(_submitted(1)[0])
-    calls = max(2, bench.scale.calls // 10)
+    times = bench.scale.calls // 10
 
     def of(id_: int) -> Callable[[None], None]:
         def run(_: None) -> None:
-            for old, new in itertools.islice(itertools.cycle([_THERE, _BACK]), calls):
+            for old, new in (_THERE, _BACK) * times:
                 session.transition(id_, new, expect=old, info="bench")
 
         return run
