@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import cProfile
+import itertools
 import pstats
 import shutil
 import sys
@@ -12,6 +13,7 @@ from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
 from rich.console import Console
+from sqlalchemy import create_engine, text
 
 from tests import servers
 from tests.benchmarks.measure import Summary
@@ -63,12 +65,21 @@ def _bench(stack: ExitStack, backend: str, scale: Scale) -> Bench:
     # On the disk where the project is: in memory a commit would cost nothing.
     folder = Path(tempfile.mkdtemp(prefix=f"{backend}-", dir=RESULTS))
     stack.callback(shutil.rmtree, folder)
-    url = None
-    if backend == "postgresql":
-        server = servers.start_postgresql()
-        stack.callback(server.stop)
-        url = server.url
-    return Bench(backend, folder, url, scale)
+    names = (f"bench_{number}" for number in itertools.count())
+    if backend == "sqlite":
+        return Bench(backend, lambda: f"sqlite:///{folder}/{next(names)}.db", scale)
+    server = servers.start_postgresql()
+    stack.callback(server.stop)
+    engine = create_engine(server.url, isolation_level="AUTOCOMMIT")
+
+    def new_url() -> str:
+        name = next(names)
+        with engine.connect() as connection:
+            connection.execute(text(f"CREATE DATABASE {name}"))
+        engine.dispose()
+        return engine.url.set(database=name).render_as_string(hide_password=False)
+
+    return Bench(backend, new_url, scale)
 
 
 def _measure(work: Work, bench: Bench, profile: bool) -> Row:

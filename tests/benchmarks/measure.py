@@ -46,6 +46,7 @@ class Duel:
     def ratios(self, rounds: int) -> list[float]:
         """Return raw's time by ours for each round: the throughput that is left."""
         found = []
+        gc.freeze()  # or each collection would go through all modules
         for number in range(-1, rounds):
             # Who comes first has the colder caches and the fuller disk queue.
             if number % 2:
@@ -54,6 +55,7 @@ class Duel:
                 ours, raw = self.ours.seconds(), self.raw.seconds()
             if number >= 0:  # the first one warmed up
                 found.append(raw / ours)
+        gc.unfreeze()
         return found
 
 

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import gc
-import itertools
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
-
-from sqlalchemy import create_engine, text
 
 from sessionstore import SessionStore, State, Task
 from tests.benchmarks.raw import SESSION, Raw, open_raw
@@ -40,8 +37,8 @@ class Scale:
     large: int
 
 
-FULL = Scale(rounds=40, calls=50, bulk=20_000, many=100_000, large=16 * 2**20)
-QUICK = Scale(rounds=5, calls=20, bulk=500, many=2_000, large=2**20)
+FULL = Scale(rounds=80, calls=20, bulk=20_000, many=100_000, large=16 * 2**20)
+QUICK = Scale(rounds=6, calls=20, bulk=500, many=2_000, large=2**20)
 
 
 @dataclass(frozen=True)
@@ -55,30 +52,17 @@ class Pair:
 
 
 class Bench:
-    """One backend's databases, which go when they are done with."""
+    """One backend's databases, and what is open on them."""
 
-    def __init__(self, backend: str, folder: Path, server: str | None, scale: Scale):
+    def __init__(self, backend: str, new_url: Callable[[], str], scale: Scale) -> None:
         self.backend = backend
         self.scale = scale
-        self._folder = folder
-        self._server = server
-        self._names = (f"bench_{number}" for number in itertools.count())
+        #: Makes an empty database, and returns its URL.
+        self.new_url = new_url
         self._large_store: str | None = None
         self._open = ExitStack()
         #: For the test that compares what both sides wrote.
         self.pairs: list[Pair] = []
-
-    def new_url(self) -> str:
-        """Make an empty database."""
-        name = next(self._names)
-        if self.backend == "sqlite":
-            return f"sqlite:///{self._folder}/{name}.db"
-        assert self._server is not None
-        engine = create_engine(self._server, isolation_level="AUTOCOMMIT")
-        with engine.connect() as connection:
-            connection.execute(text(f"CREATE DATABASE {name}"))
-        engine.dispose()
-        return engine.url.set(database=name).render_as_string(hide_password=False)
 
     def session(self, url: str, name: str = SESSION) -> SessionStore:
         """Open a session until the work is done."""
