@@ -16,8 +16,12 @@ from tests.benchmarks.places import Bench, Scale
 from tests.benchmarks.report import Row, markdown
 from tests.benchmarks.works import WORKS, Work
 
-TINY = Scale(rounds=2, calls=10, bulk=20, many=600, large=2**16)
+TINY = Scale(rounds=1, calls=10, bulk=20, many=400, large=2**16, stores=2)
 DUELS = [work for work in WORKS if work.unit == "x"]
+#: The others read one database, or compare two works of the package's own.
+WRITES = {"save-new", "save-again", "add", "transition", "save-many", "add-many"} | {
+    "forked"
+}
 
 
 @pytest.fixture
@@ -64,8 +68,9 @@ def test_both_sides_write_the_same_rows(work: Work, bench: Bench) -> None:
     """What the driver writes is what the package writes, column by column."""
     ratios = work.samples(bench)
     bench.done()
-    assert len(ratios) == 2
+    assert len(ratios) == 1
     assert all(ratio > 0 for ratio in ratios)
+    assert bench.pairs or work.name not in WRITES
     for pair in bench.pairs:
         written = rows_of(pair.ours_url)
         assert written["store"]

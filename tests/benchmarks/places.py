@@ -35,10 +35,14 @@ class Scale:
     many: int
     #: Bytes of a large object.
     large: int
+    #: Stores open at a fork.
+    stores: int
 
 
-FULL = Scale(rounds=80, calls=20, bulk=20_000, many=100_000, large=16 * 2**20)
-QUICK = Scale(rounds=6, calls=20, bulk=500, many=2_000, large=2**20)
+FULL = Scale(
+    rounds=80, calls=20, bulk=20_000, many=100_000, large=16 * 2**20, stores=20
+)
+QUICK = Scale(rounds=6, calls=20, bulk=500, many=2_000, large=2**20, stores=20)
 
 
 @dataclass(frozen=True)

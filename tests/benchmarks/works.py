@@ -35,7 +35,7 @@ class Work:
 
     def samples(self, bench: Bench) -> list[float]:
         """Measure it: a Duel's ratios, or samples of the function's own making."""
-        rounds = max(2, round(bench.scale.rounds * self.share))
+        rounds = max(1, round(bench.scale.rounds * self.share))
         if self.unit == "x":
             duel: Duel = self.measure(bench)
             return duel.ratios(rounds)
@@ -330,7 +330,7 @@ def open_large(bench: Bench) -> Iterator[float]:
     postgresql=5.0,
 )
 def fork(bench: Bench) -> Iterator[float]:
-    urls = [bench.new_url() for _ in range(20)]
+    urls = [bench.new_url() for _ in range(bench.scale.stores)]
     while True:
         without = processes.fork_ms([])
         yield processes.fork_ms(urls) - without
