@@ -103,7 +103,7 @@ def test_every_work_becomes_a_row(bench: Bench) -> None:
     for work in works:
         rows.append(Row(work, "sqlite", Summary.of(work.samples(bench))))
         bench.done()
-    lines = markdown(rows).splitlines()
+    lines = markdown(rows, []).splitlines()
     assert [line.split(" | ")[0].strip("| ") for line in lines[2:]] == [
         work.name for work in works
     ]

@@ -17,8 +17,10 @@ from sqlalchemy import create_engine, text
 
 from tests import servers
 from tests.benchmarks.measure import Summary
+from tests.benchmarks.peers import PeerRow, race
 from tests.benchmarks.places import FULL, QUICK, Bench, Scale
-from tests.benchmarks.report import Row, markdown, show
+from tests.benchmarks.plot import draw
+from tests.benchmarks.report import Row, markdown, show, show_peers
 from tests.benchmarks.works import WORKS, Work
 
 BACKENDS = ("sqlite", "postgresql")
@@ -41,13 +43,20 @@ def main() -> None:
                 console.print(f"[dim]{backend}: {work.title}")
                 rows.append(_measure(work, bench, options.profile))
     show(rows, console)
-    (RESULTS / "results.md").write_text(markdown(rows))
+    peers: list[PeerRow] = []
+    if not options.only or "peers" in options.only:
+        console.print("[dim]the peers")
+        with tempfile.TemporaryDirectory(dir=RESULTS) as folder:
+            peers = race(Path(folder), scale)
+        show_peers(peers, console)
+    (RESULTS / "results.md").write_text(markdown(rows, peers))
+    draw(rows, peers, RESULTS / "results.png")
     console.print(f"written to {RESULTS}")
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make bench BENCH_ARGS=...")
-    names = [work.name for work in WORKS]
+    names = [*(work.name for work in WORKS), "peers"]
     parser.add_argument(
         "--only", action="append", choices=names, help="a work; may be repeated"
     )

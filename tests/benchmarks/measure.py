@@ -36,6 +36,21 @@ class Side:
         return end - start
 
 
+def interleaved(sides: Sequence[Side], rounds: int) -> list[list[float]]:
+    """Run all sides in each round, and return what each took, in their order."""
+    found = []
+    places = list(range(len(sides)))
+    gc.freeze()  # or each collection would go through all modules
+    for number in range(-1, rounds):
+        seconds = {place: sides[place].seconds() for place in places}
+        if number >= 0:  # the first round warmed up
+            found.append([seconds[place] for place in range(len(sides))])
+        # Who comes first has the colder caches and the fuller disk queue.
+        places = [*places[1:], places[0]]
+    gc.unfreeze()
+    return found
+
+
 @dataclass(frozen=True)
 class Duel:
     """The same work, by the package and by what it is measured against."""
@@ -45,18 +60,8 @@ class Duel:
 
     def ratios(self, rounds: int) -> list[float]:
         """Return raw's time by ours for each round: the throughput that is left."""
-        found = []
-        gc.freeze()  # or each collection would go through all modules
-        for number in range(-1, rounds):
-            # Who comes first has the colder caches and the fuller disk queue.
-            if number % 2:
-                raw, ours = self.raw.seconds(), self.ours.seconds()
-            else:
-                ours, raw = self.ours.seconds(), self.raw.seconds()
-            if number >= 0:  # the first one warmed up
-                found.append(raw / ours)
-        gc.unfreeze()
-        return found
+        times = interleaved([self.ours, self.raw], rounds)
+        return [raw / ours for ours, raw in times]
 
 
 @dataclass(frozen=True)

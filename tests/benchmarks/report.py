@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -11,7 +13,13 @@ from rich.text import Text
 from tests.benchmarks.measure import Summary
 from tests.benchmarks.works import Work
 
+if TYPE_CHECKING:  # the peers are there with the extra "bench" only
+    from tests.benchmarks.peers import PeerRow
+
 _HEADINGS = ("name", "work", "backend", "median", "quartiles", "target", "")
+#: The works that all peers do.
+PEER_WORKS = ("save-new", "save-again", "load")
+_PEER_HEADINGS = ("store", *PEER_WORKS, "syncs per save", "a save after a power cut")
 
 
 @dataclass(frozen=True)
@@ -44,8 +52,8 @@ class Row:
         )
 
 
-def show(rows: list[Row], console: Console) -> None:
-    """Print the table."""
+def show(rows: Sequence[Row], console: Console) -> None:
+    """Print the table of works."""
     table = Table(*_HEADINGS)
     for column in table.columns:
         column.no_wrap = column.header != "work"
@@ -55,7 +63,33 @@ def show(rows: list[Row], console: Console) -> None:
     console.print(table)
 
 
-def markdown(rows: list[Row]) -> str:
-    """Return the table as Markdown."""
-    lines = [_HEADINGS, ("---",) * len(_HEADINGS), *(row.cells for row in rows)]
+def show_peers(rows: Sequence[PeerRow], console: Console) -> None:
+    """Print the table of peers."""
+    table = Table(*_PEER_HEADINGS, title="throughput, x raw sqlite3")
+    for row in rows:
+        table.add_row(*_peer_cells(row))
+    console.print(table)
+
+
+def markdown(rows: Sequence[Row], peers: Sequence[PeerRow]) -> str:
+    """Return both tables as Markdown."""
+    tables = []
+    if rows:
+        tables.append(_markdown(_HEADINGS, [row.cells for row in rows]))
+    if peers:
+        tables.append(_markdown(_PEER_HEADINGS, [_peer_cells(row) for row in peers]))
+    return "\n".join(tables)
+
+
+def _peer_cells(row: PeerRow) -> tuple[str, ...]:
+    return (
+        row.title,
+        *(f"{row.ratios[work].median:.2f}" for work in PEER_WORKS),
+        "?" if row.syncs is None else f"{row.syncs:.1f}",
+        row.durability,
+    )
+
+
+def _markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [headings, ["---"] * len(headings), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
