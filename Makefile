@@ -3,8 +3,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 
-.PHONY: check test test-all clean
+.PHONY: bench check test test-all clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "CPython 3.11 or later is needed; name one with PYTHON=")'
@@ -28,6 +29,15 @@ test-all:
 	  echo "== $$python" && \
 	  $(MAKE) test PYTHON="$$python" VENV=".venv-$$("$$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')" || exit 1; \
 	done
+
+# See tests/benchmarks; what was measured is written to build/bench.
+bench: $(VENV)/.installed-bench
+	sh tests/install_servers.sh
+	$(VENV)/bin/python -m tests.benchmarks $(BENCH_ARGS)
+
+$(VENV)/.installed-bench: $(VENV)/.installed
+	$(VENV)/bin/pip install --quiet --editable '.[bench]'
+	touch $@
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/python -m daemon_example demo $(if $(URL),--store '$(URL)')

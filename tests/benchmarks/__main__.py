@@ -1,0 +1,107 @@
+"""Measure the package against the drivers under it: ``make bench``."""
+
+from __future__ import annotations
+
+import argparse
+import cProfile
+import itertools
+import pstats
+import shutil
+import sys
+import tempfile
+from contextlib import ExitStack, nullcontext
+from pathlib import Path
+
+from rich.console import Console
+from sqlalchemy import create_engine, text
+
+from tests import servers
+from tests.benchmarks.measure import Summary
+from tests.benchmarks.peers import PeerRow, race
+from tests.benchmarks.places import FULL, QUICK, Bench, Scale
+from tests.benchmarks.plot import draw
+from tests.benchmarks.report import Row, markdown, show, show_peers
+from tests.benchmarks.works import WORKS, Work
+
+BACKENDS = ("sqlite", "postgresql")
+RESULTS = Path(__file__).parent.parent.parent / "build" / "bench"
+
+
+def main() -> None:
+    """Run the works that were asked for."""
+    options = _options()
+    scale = QUICK if options.quick else FULL
+    chosen = [w for w in WORKS if not options.only or w.name in options.only]
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    rows: list[Row] = []
+    for backend in options.backend or BACKENDS:
+        works = [w for w in chosen if backend in w.targets]
+        with ExitStack() as stack:
+            bench = _bench(stack, backend, scale)
+            for work in works:
+                console.print(f"[dim]{backend}: {work.title}")
+                rows.append(_measure(work, bench, options.profile))
+    show(rows, console)
+    peers: list[PeerRow] = []
+    if not options.only or "peers" in options.only:
+        console.print("[dim]the peers")
+        with tempfile.TemporaryDirectory(dir=RESULTS) as folder:
+            peers = race(Path(folder), scale)
+        show_peers(peers, console)
+    (RESULTS / "results.md").write_text(markdown(rows, peers))
+    draw(rows, peers, RESULTS / "results.png")
+    console.print(f"written to {RESULTS}")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="make bench BENCH_ARGS=...")
+    names = [*(work.name for work in WORKS), "peers"]
+    parser.add_argument(
+        "--only", action="append", choices=names, help="a work; may be repeated"
+    )
+    parser.add_argument("--backend", action="append", choices=BACKENDS)
+    parser.add_argument(
+        "--quick", action="store_true", help="a few rounds on small stores"
+    )
+    parser.add_argument(
+        "--profile", action="store_true", help="profile; the ratios mean nothing then"
+    )
+    return parser.parse_args()
+
+
+def _bench(stack: ExitStack, backend: str, scale: Scale) -> Bench:
+    # On the disk where the project is: in memory a commit would cost nothing.
+    folder = Path(tempfile.mkdtemp(prefix=f"{backend}-", dir=RESULTS))
+    stack.callback(shutil.rmtree, folder)
+    names = (f"bench_{number}" for number in itertools.count())
+    if backend == "sqlite":
+        return Bench(backend, lambda: f"sqlite:///{folder}/{next(names)}.db", scale)
+    server = servers.start_postgresql()
+    stack.callback(server.stop)
+    engine = create_engine(server.url, isolation_level="AUTOCOMMIT")
+
+    def new_url() -> str:
+        name = next(names)
+        with engine.connect() as connection:
+            connection.execute(text(f"CREATE DATABASE {name}"))
+        engine.dispose()
+        return engine.url.set(database=name).render_as_string(hide_password=False)
+
+    return Bench(backend, new_url, scale)
+
+
+def _measure(work: Work, bench: Bench, profile: bool) -> Row:
+    profiler = cProfile.Profile() if profile else nullcontext()
+    try:
+        with profiler:
+            samples = work.samples(bench)
+    finally:
+        bench.done()
+    if isinstance(profiler, cProfile.Profile):
+        pstats.Stats(profiler).sort_stats("tottime").print_stats(25)
+    return Row(work, bench.backend, Summary.of(samples))
+
+
+if __name__ == "__main__":
+    main()

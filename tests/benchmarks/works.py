@@ -1,0 +1,357 @@
+"""What is measured, and what it should come to.
+
+A ratio is the package's throughput by the raw driver's: 1 is as fast, more is better.
+Both sides do the same work in turns, a batch each; raw.py is what the driver does.
+A few targets are absolute, in seconds, milliseconds or MiB: less is better.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sessionstore import SessionStore, State, Task
+from tests.benchmarks import processes
+from tests.benchmarks.measure import Duel, Side
+from tests.benchmarks.places import Bench, Pair, sample
+
+
+@dataclass(frozen=True)
+class Work:
+    """One row of the table."""
+
+    name: str
+    title: str
+    #: "x" for a ratio, else what the samples are in.
+    unit: str
+    #: By backend; a work is not done where it has no target.
+    targets: Mapping[str, float]
+    #: Which part of a run's rounds it takes.
+    share: float
+    measure: Callable[..., Any]
+
+    def samples(self, bench: Bench) -> list[float]:
+        """Measure it: a Duel's ratios, or samples of the function's own making."""
+        rounds = max(1, round(bench.scale.rounds * self.share))
+        if self.unit == "x":
+            duel: Duel = self.measure(bench)
+            return duel.ratios(rounds)
+        return [*itertools.islice(self.measure(bench), rounds)]
+
+    def is_met(self, backend: str, value: float) -> bool:
+        """Say whether a median is as good as it should be."""
+        target = self.targets[backend]
+        return value >= target if self.unit == "x" else value < target
+
+
+WORKS: list[Work] = []
+
+
+def _work(
+    title: str, *, unit: str = "x", share: float = 1.0, **targets: float
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """List a function as a work, under its own name."""
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        name = function.__name__.replace("_", "-")
+        WORKS.append(Work(name, title, unit, targets, share, function))
+        return function
+
+    return register
+
+
+def _tasks(number: int) -> Callable[[], list[Task]]:
+    """Return what makes new tasks at each call, the same ones on both sides."""
+    count = itertools.count()
+    return lambda: [sample(next(count)) for _ in range(number)]
+
+
+#: Names of different length, so that rows grow and shrink as they do in a job's life.
+_THERE, _BACK = (State.SUBMITTED, State.STOPPED), (State.STOPPED, State.SUBMITTED)
+
+
+def _moves() -> Callable[[], tuple[State, State]]:
+    return itertools.cycle([_THERE, _BACK]).__next__
+
+
+def _submitted(number: int, size: int = 1024) -> list[Task]:
+    tasks = [sample(n, size) for n in range(number)]
+    for task in tasks:
+        task.execution.state = State.SUBMITTED
+    return tasks
+
+
+# One commit each
+
+
+@_work("SqlStore.save, new", sqlite=0.85, postgresql=0.85)
+def save_new(bench: Bench) -> Duel:
+    pair, calls = bench.pair(), bench.scale.calls
+
+    def ours(tasks: list[Task]) -> None:
+        for task in tasks:
+            pair.ours.store.save(task)
+
+    def raw(tasks: list[Task]) -> None:
+        for task in tasks:
+            pair.raw.save_new(task)
+
+    return Duel(Side(ours, _tasks(calls)), Side(raw, _tasks(calls)))
+
+
+@_work("SqlStore.save, again", sqlite=0.8, postgresql=0.8)
+def save_again(bench: Bench) -> Duel:
+    pair, calls = bench.pair(), bench.scale.calls
+    tasks, copies = _tasks(calls)(), _tasks(calls)()
+    pair.ours.store.save_many(tasks)
+    ids = pair.raw.save_many(copies)
+
+    def ours(_: None) -> None:
+        for task in tasks:
+            task.number += 1
+            pair.ours.store.save(task)
+
+    def raw(_: None) -> None:
+        for id_, task in zip(ids, copies, strict=True):
+            task.number += 1
+            pair.raw.save_again(id_, task)
+
+    return Duel(Side(ours), Side(raw))
+
+
+@_work("SessionStore.add", sqlite=0.7, postgresql=0.7)
+def add(bench: Bench) -> Duel:
+    pair, calls = bench.pair(), bench.scale.calls
+
+    def ours(tasks: list[Task]) -> None:
+        for task in tasks:
+            pair.ours.add(task)
+
+    def raw(tasks: list[Task]) -> None:
+        for task in tasks:
+            pair.raw.add(task)
+
+    return Duel(Side(ours, _tasks(calls)), Side(raw, _tasks(calls)))
+
+
+@_work("SessionStore.transition of an ID", sqlite=0.65, postgresql=0.65)
+def transition(bench: Bench) -> Duel:
+    pair, calls = bench.pair(), bench.scale.calls
+    ids = pair.ours.add_many(_submitted(calls))
+    raw_ids = pair.raw.add_many(_submitted(calls))
+
+    def ours(move: tuple[State, State]) -> None:
+        old, new = move
+        for id_ in ids:
+            pair.ours.transition(id_, new, expect=old, info="bench")
+
+    def raw(move: tuple[State, State]) -> None:
+        old, new = move
+        for id_ in raw_ids:
+            pair.raw.transition(id_, old, new, "bench")
+
+    return Duel(Side(ours, _moves()), Side(raw, _moves()))
+
+
+@_work(
+    "transition of a large object, x that of a small one",
+    share=0.5,
+    sqlite=0.9,
+    postgresql=0.9,
+)
+def transition_large(bench: Bench) -> Duel:
+    session = bench.session(bench.new_url())
+    large = session.add(_submitted(1, bench.scale.large)[0])
+    small = session.add(_submitted(1)[0])
+    times = bench.scale.calls // 10
+
+    def of(id_: int) -> Callable[[None], None]:
+        def run(_: None) -> None:
+            for old, new in (_THERE, _BACK) * times:
+                session.transition(id_, new, expect=old, info="bench")
+
+        return run
+
+    return Duel(Side(of(large)), Side(of(small)))
+
+
+# Many in one commit
+
+
+@_work("SqlStore.save_many", share=0.2, sqlite=0.6, postgresql=0.4)
+def save_many(bench: Bench) -> Duel:
+    pair, bulk = bench.pair(), bench.scale.bulk
+    return Duel(
+        Side(pair.ours.store.save_many, _tasks(bulk)),
+        Side(pair.raw.save_many, _tasks(bulk)),
+    )
+
+
+@_work("SessionStore.add_many", share=0.2, sqlite=0.6, postgresql=0.4)
+def add_many(bench: Bench) -> Duel:
+    pair, bulk = bench.pair(), bench.scale.bulk
+    return Duel(
+        Side(pair.ours.add_many, _tasks(bulk)), Side(pair.raw.add_many, _tasks(bulk))
+    )
+
+
+# Reading, both sides from the same database
+
+
+@_work("SqlStore.load by ID, cold", sqlite=0.6, postgresql=0.75)
+def load(bench: Bench) -> Duel:
+    url, calls = bench.large_store(), 4 * bench.scale.calls
+    store, raw = bench.session(url).store, bench.raw(url)
+    ids = raw.ids()
+
+    def by(load_one: Callable[[int], Any]) -> Side:
+        choice = random.Random(1)
+
+        def run(some: list[int]) -> None:
+            for id_ in some:
+                load_one(id_)  # dropped at once, so that none is live
+
+        return Side(run, lambda: choice.sample(ids, calls))
+
+    return Duel(by(store.load), by(raw.load))
+
+
+@_work("SqlStore.load_many", share=0.5, sqlite=0.7, postgresql=0.45)
+def load_many(bench: Bench) -> Duel:
+    url, number = bench.large_store(), 40 * bench.scale.calls
+    store, raw = bench.session(url).store, bench.raw(url)
+    ids = raw.ids()
+
+    def by(load_all: Callable[[list[int]], Any]) -> Side:
+        choice = random.Random(1)
+        return Side(load_all, lambda: choice.sample(ids, number))
+
+    return Duel(by(store.load_many), by(raw.load_many))
+
+
+@_work("SessionStore.counts, large session", share=0.5, sqlite=0.7, postgresql=0.7)
+def counts(bench: Bench) -> Duel:
+    url = bench.large_store()
+    session, raw = bench.session(url), bench.raw(url)
+    return Duel(Side(lambda _: session.counts()), Side(lambda _: raw.counts()))
+
+
+@_work("SessionStore.ids, large session", share=0.5, sqlite=0.5, postgresql=0.6)
+def ids(bench: Bench) -> Duel:
+    url = bench.large_store()
+    session, raw = bench.session(url), bench.raw(url)
+    return Duel(Side(lambda _: [*session.ids()]), Side(lambda _: raw.ids()))
+
+
+# Size and company
+
+
+@_work("add to a large session, x to one of 100", sqlite=0.9, postgresql=0.9)
+def add_to_large(bench: Bench) -> Duel:
+    url, calls = bench.large_store(), bench.scale.calls
+    large, small = bench.session(url), bench.session(url, "small")
+    small.add_many(_tasks(100)())
+
+    def to(session: SessionStore) -> Side:
+        def run(tasks: list[Task]) -> None:
+            for task in tasks:
+                session.add(task)
+
+        return Side(run, _tasks(calls))
+
+    return Duel(to(large), to(small))
+
+
+@_work("four forked writers of transitions", share=0.5, sqlite=0.75, postgresql=0.75)
+def forked(bench: Bench) -> Duel:
+    pair, calls = bench.pair(), bench.scale.calls
+    ours, raw = _forked_ours(pair, calls), _forked_raw(pair, calls)
+    return Duel(Side(lambda crew: crew.run(), ours), Side(lambda crew: crew.run(), raw))
+
+
+@_work("their slowest transition", unit="s", share=0.25, sqlite=2.0)
+def forked_slowest(bench: Bench) -> Iterator[float]:
+    crew = _forked_ours(bench.pair(), bench.scale.calls)
+    while True:
+        yield crew().run()
+
+
+def _forked_ours(pair: Pair, calls: int) -> Callable[[], processes.Crew]:
+    ids = pair.ours.add_many(_submitted(processes.Crew.SIZE))
+
+    def writer(number: int) -> Callable[[], None]:
+        def there_and_back() -> None:
+            for old, new in (_THERE, _BACK):
+                pair.ours.transition(ids[number], new, expect=old, info="bench")
+
+        return there_and_back
+
+    return lambda: processes.Crew(writer, calls // 2)
+
+
+def _forked_raw(pair: Pair, calls: int) -> Callable[[], processes.Crew]:
+    ids = pair.raw.add_many(_submitted(processes.Crew.SIZE))
+    # No child may inherit a SQLite connection: each opens its own.
+    pair.raw.close()
+
+    def writer(number: int) -> Callable[[], None]:
+        raw = pair.raw.again()
+
+        def there_and_back() -> None:
+            for old, new in (_THERE, _BACK):
+                raw.transition(ids[number], old, new, "bench")
+
+        return there_and_back
+
+    return lambda: processes.Crew(writer, calls // 2)
+
+
+@_work("import sessionstore, after sqlalchemy", unit="ms", share=0.25, sqlite=15.0)
+def import_package(bench: Bench) -> Iterator[float]:
+    while True:
+        yield processes.import_ms()
+
+
+@_work("open a session in a large store", unit="ms", sqlite=5.0, postgresql=15.0)
+def open_large(bench: Bench) -> Iterator[float]:
+    url = bench.large_store()
+    while True:
+        yield processes.open_ms(url)
+
+
+@_work(
+    "fork with 20 stores open, beyond one with none",
+    unit="ms",
+    share=0.25,
+    sqlite=5.0,
+    postgresql=5.0,
+)
+def fork(bench: Bench) -> Iterator[float]:
+    urls = [bench.new_url() for _ in range(bench.scale.stores)]
+    while True:
+        without = processes.fork_ms([])
+        yield processes.fork_ms(urls) - without
+
+
+@_work("a forked child's first write", unit="ms", share=0.5, sqlite=15.0)
+def first_write(bench: Bench) -> Iterator[float]:
+    store = bench.session(bench.new_url()).store
+    for number in itertools.count():
+        store.save(sample(number))
+        yield processes.first_write_ms(store, sample(number))
+
+
+@_work(
+    "growth by iterating a large store and session",
+    unit="MiB",
+    share=0.05,
+    sqlite=20.0,
+    postgresql=20.0,
+)
+def memory(bench: Bench) -> Iterator[float]:
+    url = bench.large_store()
+    while True:
+        yield processes.growth_mib(url, bench.scale.many)
