@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
+from contextlib import suppress
 
 import daemon
 import pytest
@@ -136,6 +139,25 @@ def test_fork_while_threads_write(database_url, fork) -> None:
         for thread in threads:
             thread.join()
     assert len(store) == 1 + sum(written) + 20
+
+
+def test_child_goes_on_without_a_word(database_url, fork, caplog) -> None:
+    """G4: what happens to the parent's connections is nothing to log in each child."""
+    store = SqlStore(database_url)
+
+    def child() -> None:
+        write(store, 1)
+        pid = ctypes.PyDLL(None).fork()
+        if pid:
+            assert os.waitpid(pid, 0)[1] == 0
+            return
+        signal.alarm(30)
+        with suppress(ForkError):
+            write(store, 1)
+        gc.collect()
+        os._exit(len(caplog.records))
+
+    fork(child).wait()
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
