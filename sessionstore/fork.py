@@ -60,6 +60,10 @@ class Gate:
 
     def __init__(self) -> None:
         self.pid = os.getpid()
+        self.renew()
+
+    def renew(self) -> None:
+        """Make the locks anew: a thread that is not here may hold an inherited one."""
         self._condition = threading.Condition()
         #: How deep each thread is inside.
         self._inside: dict[int, int] = {}
@@ -89,8 +93,14 @@ class Gate:
 
     def notice_fork(self) -> None:
         """Do the child's part now if no hook did it at the fork."""
-        if os.getpid() != self.pid:
-            after_in_child()
+        pid = os.getpid()
+        if pid == self.pid:
+            return
+        # One thread does it and the others wait, on a lock that was not there at
+        # the fork (setdefault is atomic).
+        with _late.setdefault(pid, threading.RLock()):
+            if pid != self.pid:
+                after_in_child()
 
     def leave(self) -> None:
         """Undo one ``enter``."""
@@ -344,6 +354,8 @@ def _identity(path: str) -> object:
 
 
 gate = Gate()
+#: By the PID of the process that makes up for hooks that did not run.
+_late: dict[int, threading.RLock] = {}
 _guards: weakref.WeakSet[Guard] = weakref.WeakSet()
 _refused_files: set[object] = set()
 
@@ -368,8 +380,9 @@ def after_in_parent() -> None:
 
 def after_in_child() -> None:
     """Start anew: with fresh locks, and none of the parent's connections."""
-    gate.__init__()  # type: ignore[misc]  # every module holds this very object
+    gate.renew()
     _for_each_guard(Guard.after_in_child)
+    gate.pid = os.getpid()  # last, as other threads may use the stores from here on
 
 
 def _for_each_guard(step: Callable[[Guard], None]) -> None:

@@ -22,6 +22,15 @@ class ParentsConnection:
     ``with`` block; using it is a ForkError.
     """
 
+    # SQLAlchemy's dialects ask one of these before they roll back, and an error
+    # in the answer would be logged, with a traceback, in every child.
+    autocommit = True
+    isolation_level = None
+
+    def get_autocommit(self) -> bool:
+        """Say that there is no transaction to end here."""
+        return True
+
     def __getattr__(self, name: str) -> Any:
         raise ForkError(
             "this connection was opened by the parent process and cannot be used "

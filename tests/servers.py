@@ -173,12 +173,12 @@ def _start(
             stdout=log,
             stderr=log,
             user=user,
-            preexec_fn=functools.partial(_end_with_parent, stop_signal),
+            preexec_fn=functools.partial(end_with_parent, stop_signal),
         )
     return Server(url, process, folder, stop_signal)
 
 
-def _end_with_parent(stop_signal: signal.Signals) -> None:
+def end_with_parent(stop_signal: signal.Signals) -> None:
     # A test run that gets kill -9 would leave its servers behind.
     if sys.platform == "linux":
         pr_set_pdeathsig = 1

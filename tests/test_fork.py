@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
+from contextlib import suppress
+from functools import partial
 
 import daemon
 import pytest
@@ -136,6 +140,67 @@ def test_fork_while_threads_write(database_url, fork) -> None:
         for thread in threads:
             thread.join()
     assert len(store) == 1 + sum(written) + 20
+
+
+def test_threads_wait_while_one_does_the_childs_part_late(database_url, fork) -> None:
+    """G4: after a fork from C, no thread meets a store that is not disowned yet."""
+    stores = [SqlStore(database_url, table_name=name) for name in ("one", "two")]
+    for store in stores:
+        write(store, 1)
+        store.pre_fork()
+
+    def child() -> None:
+        threads: list[threading.Thread] = []
+        half_way, disowned, written = (threading.Event() for _ in range(3))
+
+        def write_around(store: SqlStore) -> None:
+            with store.transaction():
+                write(store, 1)
+                half_way.set()
+                disowned.wait()
+                write(store, 1)
+            written.set()
+
+        def while_disowning(other: SqlStore) -> None:
+            if not threads:
+                threads.append(threading.Thread(target=write_around, args=(other,)))
+                threads[0].start()
+                half_way.wait(0.5)
+
+        for store, other in (stores, reversed(stores)):
+            store._objects.database.on_reset.append(partial(while_disowning, other))
+        # As uWSGI does it: Python is not told, and the forking thread has the GIL.
+        pid = ctypes.PyDLL(None).fork()
+        if pid:
+            assert os.waitpid(pid, 0)[1] == 0
+            return
+        signal.alarm(30)
+        stores[0].list()
+        disowned.set()
+        threads[0].join()
+        os._exit(0 if written.is_set() else 1)
+
+    fork(child).wait()
+    assert sum(len(store) for store in stores) == 4
+
+
+def test_child_goes_on_without_a_word(database_url, fork, caplog) -> None:
+    """G4: what happens to the parent's connections is nothing to log in each child."""
+    store = SqlStore(database_url)
+
+    def child() -> None:
+        write(store, 1)
+        pid = ctypes.PyDLL(None).fork()
+        if pid:
+            assert os.waitpid(pid, 0)[1] == 0
+            return
+        signal.alarm(30)
+        with suppress(ForkError):
+            write(store, 1)
+        gc.collect()
+        os._exit(len(caplog.records))
+
+    fork(child).wait()
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
