@@ -195,12 +195,16 @@ def has_failed(dialect: Dialect, connection: Any) -> bool:
 
 def error_code(original: BaseException | None) -> object:
     """Return what a driver's error says about its kind, for ``Settings``' sets."""
+    # MySQL's number first: PyMySQL tells the SQLSTATE beside it since 1.2, which has
+    # one value for many kinds.
+    arguments = getattr(original, "args", ())
+    if arguments and isinstance(arguments[0], int):
+        return arguments[0]
     for attribute in ("sqlstate", "pgcode", "sqlite_errorname"):
         code = getattr(original, attribute, None)
         if code is not None:
             return code
-    arguments = getattr(original, "args", ())
-    return arguments[0] if arguments and isinstance(arguments[0], int) else None
+    return None
 
 
 def matches(code: object, codes: frozenset[object]) -> bool:

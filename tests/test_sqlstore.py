@@ -177,6 +177,19 @@ def test_removed_id_is_never_used_again(store: SqlStore, database_url: str) -> N
     assert SqlStore(database_url).save(Task()) not in {id_, task.persistent_id}
 
 
+def test_ids_move_on_past_another_programs_rows(store: SqlStore) -> None:
+    """G5: an ID that another program has put there is not taken, nor written over."""
+    store.save(Task())
+    with store.transaction() as connection:
+        connection.execute(
+            text("INSERT INTO store (id) VALUES (:id)"),
+            [{"id": id_} for id_ in range(2, 400)],
+        )
+    assert store.save(Task("x", child=Task())) >= 400
+    with pytest.raises(DecodeError, match="NULL"):
+        store.load(2)
+
+
 def test_replace_makes_a_copy(store: SqlStore) -> None:
     """The row is the object's copy, and the object stays where it is."""
     first, second = Task("first"), Task("second")
