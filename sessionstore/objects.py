@@ -88,7 +88,7 @@ class ObjectTable:
             return
         if not self.database.read(self._is_complete):
             with (
-                self.database.setup_lock(self.schema.name),
+                self.database.setup_lock(self.schema.lock_name),
                 self.database.transaction() as scope,
                 self.database.translated(),
             ):

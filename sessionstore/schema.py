@@ -14,6 +14,7 @@ Instants are microseconds since 1970, UTC, by the database's clock.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
@@ -136,6 +137,7 @@ class Schema:
             Column("name", String(MAX_NAME), nullable=False, unique=True),
             Column("created_at", BigInteger, nullable=False),
             Column("finished_at", BigInteger),
+            sqlite_autoincrement=True,
             **_OPTIONS,
         )
         self.jobs = Table(
@@ -201,6 +203,12 @@ class Schema:
     def name(self) -> str:
         """The object table's name."""
         return str(self.objects.name)
+
+    @property
+    def lock_name(self) -> str:
+        """A name for the lock under which the tables are made."""
+        # It stands between quotes in a statement, and a table's name may hold any.
+        return hashlib.sha256(self.name.encode()).hexdigest()[:32]
 
     @property
     def side_tables(self) -> list[Table]:
