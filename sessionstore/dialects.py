@@ -44,6 +44,8 @@ class Settings:
     unlock: str | None = None
     #: Asks the server how many bytes it takes in one statement.
     packet_limit: str | None = None
+    #: How many bytes of a table's or an index's name the server keeps.
+    name_bytes: int | None = None
     #: Whether other transactions go on while one is writing.
     concurrent_writers: bool = True
     #: Driver error codes (SQLSTATE, errno or SQLite's name) by what they mean.
@@ -109,6 +111,7 @@ _POSTGRESQL = Settings(
     on_connect=_configure_postgresql,
     lock="SELECT pg_advisory_lock(hashtext('sessionstore %s'))",
     unlock="SELECT pg_advisory_unlock(hashtext('sessionstore %s'))",
+    name_bytes=63,
     deadlock_codes=frozenset({"40001", "40P01"}),
     busy_codes=frozenset({"55P03", "53300", "57P03"}),
     full_codes=frozenset({"53100", "53200"}),

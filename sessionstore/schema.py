@@ -204,6 +204,22 @@ class Schema:
         """The object table's name."""
         return str(self.objects.name)
 
+    def check_names(self, limit: int | None) -> None:
+        """Raise ConfigurationError for a name that the server would cut short."""
+        names = {f"{self.name}_transition"}
+        names.update(
+            str(index.name)
+            for table in self.metadata.tables.values()
+            for index in table.indexes
+        )
+        longest = max(len(name.encode()) for name in names)
+        if limit is not None and longest > limit:
+            raise ConfigurationError(
+                f"the table name {self.name!r} is {longest - limit} bytes too long: "
+                f"this database keeps {limit} bytes of a name, and tables and indexes "
+                "are named after it"
+            )
+
     @property
     def lock_name(self) -> str:
         """A name for the lock under which the tables are made."""

@@ -108,6 +108,7 @@ class SqlStore(Store):
             options=Options(create, synchronous.upper(), busy_timeout),
             engine_options=engine_options,
         )
+        schema.check_names(database.settings.name_bytes)
         self._recipe["url"] = database.url
         #: The objects' table, which a ``SessionStore`` shares with this store.
         self._objects = ObjectTable(
@@ -361,7 +362,7 @@ def _without_password(text: str) -> str:
 
 
 def _table_in(fragment: str) -> str | None:
-    return parse_qs(fragment).get("table", [None])[-1]
+    return parse_qs(fragment.replace("#", "&")).get("table", [None])[-1]
 
 
 def _is_sqlalchemy_scheme(scheme: str) -> bool:

@@ -280,6 +280,33 @@ def test_iteration_goes_on_while_its_body_writes(store: SqlStore) -> None:
     assert seen[:1100] == [str(n) for n in range(1100)]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (["sqlite://"], "store"),
+        (["sqlite://#table=a"], "a"),
+        (["sqlite://#table=a&table=b"], "b"),
+        (["sqlite://#table=a#table=b"], "b"),
+        (["sqlite://#table="], "store"),
+        (["sqlite://#other=a"], "store"),
+        (["sqlite://#table=a%20b%23"], "a b#"),
+        (["sqlite://#table=a", "argument"], "argument"),
+    ],
+)
+def test_table_name_is_the_arguments_else_the_last_in_the_url(
+    arguments: list[str], name: str
+) -> None:
+    """The argument, else #table=, else store."""
+    assert SqlStore(*arguments)._tables.name == name
+
+
+def test_table_name_that_the_server_would_cut_is_refused() -> None:
+    """PostgreSQL counts bytes, and cuts names without a word."""
+    with pytest.raises(ConfigurationError, match="bytes too long"):
+        SqlStore("postgresql+psycopg://h/d", "ü" * 40)
+    SqlStore("sqlite://", "ü" * 40).save(Task())
+
+
 @pytest.mark.parametrize("size", [64 * 2**20])
 def test_large_object_comes_back(store: SqlStore, size: int) -> None:
     """64 MiB fit on every backend."""
