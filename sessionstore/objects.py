@@ -50,7 +50,6 @@ class ObjectTable:
         database: Database,
         schema: Schema,
         *,
-        extra_fields: Mapping[Column[Any], Callable[[Any], object]],
         idfactory: IdSource | None,
         serializer: Serializer | None,
         create: bool,
@@ -60,9 +59,6 @@ class ObjectTable:
         self.serializer = serializer or PickleSerializer()
         #: The live objects of this table.
         self.identities = IdentityMap(database, f"{database.name}#{schema.name}")
-        self._extra = [
-            (column.name, function) for column, function in extra_fields.items()
-        ]
         self._create = create
         self._counter = IdCounter(database, schema)
         if idfactory is None:
@@ -194,19 +190,8 @@ class ObjectTable:
         return kept.change(self.schema.update, row) == 1
 
     def _values(self, record: Record) -> dict[str, Any]:
-        values: dict[str, Any] = {"data": record.payload, "state": record.state}
-        for name, function in self._extra:
-            try:
-                values[name] = function(record.obj)
-            except Exception:
-                log.warning(
-                    "the extra field %r of %r stays NULL",
-                    name,
-                    record.obj,
-                    exc_info=True,
-                )
-                values[name] = None
-        return values
+        extra = self.schema.extra.values(record.obj)
+        return {"data": record.payload, "state": record.state, **extra}
 
     def _explained(self, error: StoreError, records: Sequence[Record]) -> StoreError:
         # MySQL ends the connection at a statement that is too long for it, and does

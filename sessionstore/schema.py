@@ -15,7 +15,6 @@ Instants are microseconds since 1970, UTC, by the database's clock.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -44,6 +43,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
 from sessionstore.errors import ConfigurationError, SchemaError
+from sessionstore.extra import ExtraFields, add_referred
 from sessionstore.statements import ByIds, Statement
 
 __all__ = ["CURRENT_VERSION", "Now", "Schema"]
@@ -111,25 +111,30 @@ def _now_mysql(element: Now, compiler: Any, **keywords: Any) -> str:
 class Schema:
     """The tables of one store."""
 
-    def __init__(self, table_name: str, extra_columns: Iterable[Column[Any]]) -> None:
+    def __init__(self, table_name: str, extra: ExtraFields) -> None:
         if not table_name or len(table_name) > MAX_TABLE_NAME:
             raise ConfigurationError(
                 f"the table name {table_name!r} must have 1 to {MAX_TABLE_NAME} "
                 "characters, so that the names of the tables beside it fit"
             )
         self.metadata = MetaData()
-        # The same mapping may be given to several stores, and a column belongs to
-        # one table only.
-        self.extra = [column._copy() for column in extra_columns]
+        self.extra = extra
         self.objects = Table(
             table_name,
             self.metadata,
             Column("id", Id, primary_key=True, autoincrement=False),
             Column("data", Payload),
             Column("state", String(MAX_STATE), index=True),
-            *self.extra,
+            *self.extra.columns.values(),
             **_OPTIONS,
         )
+        add_referred(self.objects)
+        #: The columns of an object's row but for its ID, by statements' parameters.
+        self.parameters = {
+            "data": self.objects.c.data,
+            "state": self.objects.c.state,
+            **self.extra.columns,
+        }
         self.sessions = Table(
             f"{table_name}_session",
             self.metadata,
@@ -236,21 +241,24 @@ class Schema:
     @cached_property
     def insert(self) -> Statement:
         """Add an object's row."""
-        return Statement(insert(self.objects))
+        return Statement(
+            insert(self.objects).values({"id": bindparam("id"), **self._values()})
+        )
 
     @cached_property
     def update(self) -> Statement:
         """Rewrite an object's row."""
-        values: dict[str, Any] = {
-            column.name: bindparam(column.name)
-            for column in self.objects.columns
-            if column.name != "id"
-        }
         return Statement(
             update(self.objects)
             .where(self.objects.c.id == bindparam("object_id"))
-            .values(values)
+            .values(self._values())
         )
+
+    def _values(self) -> dict[str, Any]:
+        return {
+            column.key: bindparam(name, type_=column.type)
+            for name, column in self.parameters.items()
+        }
 
     @cached_property
     def set_state(self) -> Statement:

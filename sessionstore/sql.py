@@ -17,6 +17,7 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 from sessionstore.database import Database
 from sessionstore.dialects import Options
 from sessionstore.errors import ConfigurationError, NotFoundError
+from sessionstore.extra import ExtraFields
 from sessionstore.ids import IdSource, IntId
 from sessionstore.objects import ObjectTable, key_of, only
 from sessionstore.schema import Schema
@@ -89,20 +90,20 @@ class SqlStore(Store):
                 f"busy_timeout={busy_timeout!r} must be a number of seconds from 0 up"
             )
         parsed, fragment = _parse(url)
-        extra_fields = dict(extra_fields or {})
         # What pickling takes to make this store again in another process.
         self._recipe = {
             "url": parsed,
             "table_name": table_name or _table_in(fragment) or "store",
             "idfactory": idfactory,
-            "extra_fields": extra_fields,
+            "extra_fields": dict(extra_fields or {}),
             "create": create,
             "serializer": serializer,
             "synchronous": synchronous,
             "busy_timeout": busy_timeout,
             "engine_options": engine_options,
         }
-        schema = Schema(str(self._recipe["table_name"]), extra_fields)
+        extra = ExtraFields(extra_fields)
+        schema = Schema(str(self._recipe["table_name"]), extra)
         database = Database(
             parsed,
             options=Options(create, synchronous.upper(), busy_timeout),
@@ -114,7 +115,6 @@ class SqlStore(Store):
         self._objects = ObjectTable(
             database,
             schema,
-            extra_fields=extra_fields,
             idfactory=idfactory,
             serializer=serializer,
             create=create,

@@ -4,9 +4,20 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
-from sqlalchemy import Column, Integer, String, create_engine, text
+from sqlalchemy import (
+    Column,
+    ForeignKey,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    create_engine,
+    select,
+    text,
+)
 
 from sessionstore import (
     ConfigurationError,
@@ -20,6 +31,7 @@ from sessionstore import (
     StoreError,
     Task,
 )
+from sessionstore.get import GET
 
 
 @pytest.fixture
@@ -213,6 +225,50 @@ def test_extra_fields_are_columns(database_url: str) -> None:
     with store.transaction() as connection:
         rows = connection.execute(text("SELECT jobname, size FROM store ORDER BY id"))
         assert rows.all() == [("a", 3), ("b", None)]
+
+
+users = Table("users", MetaData(), Column("id", Integer, primary_key=True))
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        Column("object_id", Integer),
+        Column("name", Integer, key="other"),
+        Column("100% (it's)", Integer),
+        Column("Select", Integer, index=True),
+        Column("number", Integer, unique=True),
+        Column("owner", Integer, ForeignKey("users.id")),
+        Column("owner", Integer, ForeignKey(users.c.id)),
+    ],
+    ids=lambda column: f"{column.name}-{len(column.foreign_keys)}",
+)
+def test_extra_field_may_be_any_column(database_url: str, column: Column[Any]) -> None:
+    """Whatever its name, key, index or foreign key; in several stores at once."""
+    engine = create_engine(database_url)
+    users.create(engine)
+    with engine.begin() as connection:
+        connection.execute(users.insert(), [{"id": 3}, {"id": 4}])
+    engine.dispose()
+    for table in ("one", "two"):
+        store = SqlStore(database_url, table, extra_fields={column: GET.size})
+        task = Task(size=3)
+        id_ = store.save(task)
+        task.size = 4
+        store.save(task)
+        own = store._tables.c[column.key]
+        with store.transaction() as connection:
+            rows = connection.execute(select(store._tables.c.id, own)).all()
+        assert rows == [(id_, 4)]
+
+
+@pytest.mark.parametrize(
+    "column", ["name", Column("ID", Integer), Column(Integer), Column("x")]
+)
+def test_extra_field_that_cannot_be_one_is_refused(column: Any) -> None:
+    """A ConfigurationError, before anything is made."""
+    with pytest.raises(ConfigurationError, match="extra"):
+        SqlStore("sqlite://", extra_fields={column: GET.size})
 
 
 def test_old_table_is_used_as_it_is(database_url: str) -> None:
