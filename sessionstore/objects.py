@@ -12,12 +12,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Column, bindparam, select
+from sqlalchemy.exc import SQLAlchemyError
 
 from sessionstore.counter import IdCounter
 from sessionstore.database import Database
 from sessionstore.decoding import decode
 from sessionstore.encoding import encode
-from sessionstore.errors import NotFoundError, StoreError
+from sessionstore.errors import (
+    ConfigurationError,
+    EncodeError,
+    NotFoundError,
+    StoreError,
+)
 from sessionstore.failures import DuplicateKeyError
 from sessionstore.identity_map import IdentityMap
 from sessionstore.ids import IdFactory, IdSource
@@ -40,6 +46,9 @@ log = logging.getLogger(__name__)
 PAGE = 500
 #: How often IDs are given anew because another program had taken them.
 ATTEMPTS = 10
+#: Raised by a column's type, or by a driver that has no error of its own for a value
+#: that it cannot put into SQL.
+_UNSENDABLE = (SQLAlchemyError, ArithmeticError, TypeError, ValueError)
 
 
 class ObjectTable:
@@ -125,9 +134,17 @@ class ObjectTable:
         return encode(
             objects,
             known_id=self.identities.known_id,
-            new_id=self._idfactory.new,
+            new_id=self._new_id,
             serializer=self.serializer,
         )
+
+    def _new_id(self, obj: object) -> int:
+        object_id: object = self._idfactory.new(obj)
+        if not isinstance(object_id, int) or not fits(object_id):
+            raise ConfigurationError(
+                f"the idfactory gave {object_id!r}, and IDs are integers of 64 bits"
+            )
+        return object_id
 
     def store(
         self,
@@ -172,6 +189,8 @@ class ObjectTable:
                     )
         except StoreError as error:
             raise self._explained(error, records) from error.__cause__
+        except _UNSENDABLE as error:
+            raise self._unsendable(error) from error
         self.identities.stored(records)
 
     def _insert(self, kept: KeptConnection, records: Sequence[Record]) -> None:
@@ -206,13 +225,20 @@ class ObjectTable:
             "server to twice the largest object"
         )
 
+    def _unsendable(self, error: Exception) -> EncodeError:
+        said = getattr(error, "orig", error)
+        return EncodeError(
+            f"a row of {self.schema.name!r} has a value that cannot be stored: "
+            f"{type(said).__name__}: {said}"
+        )
+
     def write_over(self, obj: object, object_id: int) -> None:
         """Make a row a copy of ``obj``, which stays what and where it is itself."""
         self.prepare()
         first, *nested = encode(
             [obj],
             known_id=lambda o: object_id if o is obj else self.identities.known_id(o),
-            new_id=self._idfactory.new,
+            new_id=self._new_id,
             serializer=self.serializer,
         )
 
@@ -221,6 +247,8 @@ class ObjectTable:
                 is_there = self._update(kept, object_id, first)
             except StoreError as error:
                 raise self._explained(error, [first]) from error.__cause__
+            except _UNSENDABLE as error:
+                raise self._unsendable(error) from error
             if not is_there:
                 raise not_found(object_id)
             self.write(kept, nested)

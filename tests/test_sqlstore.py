@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import (
     Column,
+    DateTime,
     ForeignKey,
     Integer,
     MetaData,
@@ -32,6 +33,7 @@ from sessionstore import (
     Task,
 )
 from sessionstore.get import GET
+from sessionstore.ids import IdFactory
 
 
 @pytest.fixture
@@ -225,6 +227,40 @@ def test_extra_fields_are_columns(database_url: str) -> None:
     with store.transaction() as connection:
         rows = connection.execute(text("SELECT jobname, size FROM store ORDER BY id"))
         assert rows.all() == [("a", 3), ("b", None)]
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        (Column("x", DateTime), "no time"),
+        (Column("x", Integer), 2**70),
+        (Column("x", String(9)), "\ud800"),
+        (Column("x", String(9)), object()),
+    ],
+    ids=["time", "integer", "surrogate", "object"],
+)
+def test_value_that_no_column_takes_is_an_error_of_ours(
+    database_url: str, column: Column[Any], value: object
+) -> None:
+    """G2: whatever type or driver refuses it, a StoreError, and nothing is stored."""
+    store = SqlStore(database_url, extra_fields={column: lambda task: value})
+    task = Task(child=Task())
+    with pytest.raises(StoreError):
+        store.save(task)
+    assert len(store) == 0
+    assert task.persistent_id is task.child.persistent_id is None
+
+
+@pytest.mark.parametrize("given", [None, "12", 1.5, 2**63])
+def test_idfactory_that_gives_no_integer_is_named(
+    database_url: str, given: object
+) -> None:
+    """A ConfigurationError, and nothing is stored."""
+    factory: Any = IdFactory(next_id_fn=lambda: given, id_class=lambda _, n: n)
+    store = SqlStore(database_url, idfactory=factory)
+    with pytest.raises(ConfigurationError, match="idfactory gave"):
+        store.save(Task())
+    assert len(store) == 0
 
 
 users = Table("users", MetaData(), Column("id", Integer, primary_key=True))
