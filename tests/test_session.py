@@ -136,6 +136,39 @@ def test_unmet_expectation_is_a_conflict(session: SessionStore) -> None:
     assert len(session.history(id_)) == 2
 
 
+FOLLOWING = {
+    "NEW": "SUBMITTED UNKNOWN",
+    "SUBMITTED": "RUNNING STOPPED TERMINATED UNKNOWN",
+    "RUNNING": "TERMINATING TERMINATED STOPPED UNKNOWN",
+    "STOPPED": "SUBMITTED RUNNING TERMINATING TERMINATED UNKNOWN",
+    "TERMINATING": "TERMINATED UNKNOWN",
+    "TERMINATED": "",
+    "UNKNOWN": "SUBMITTED RUNNING STOPPED TERMINATING TERMINATED UNKNOWN",
+}
+
+
+@pytest.mark.backends("sqlite")
+@pytest.mark.parametrize("by", ["id", "task"])
+def test_every_pair_of_states_is_legal_or_not(session: SessionStore, by: str) -> None:
+    """G3: from each state into each other, of an ID and of a task."""
+    for old, following in FOLLOWING.items():
+        for new in State:
+            task = Task()
+            task.execution.state = State(old)
+            id_ = session.add(task)
+            what = id_ if by == "id" else task
+            if new in following.split():
+                entry = session.transition(what, new)
+                assert (entry.from_state, entry.to_state) == (old, new)
+                assert states(session, id_) == [(None, old), (old, new)]
+                assert task.execution.state is new
+            else:
+                with pytest.raises(TransitionError):
+                    session.transition(what, new)
+                assert states(session, id_) == [(None, old)]
+                assert task.execution.state == old
+
+
 def test_save_of_a_stale_object_is_a_conflict(
     session: SessionStore, other: SessionStore
 ) -> None:
