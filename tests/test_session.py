@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from pathlib import Path
 
 import pytest
 from sqlalchemy import text
@@ -15,6 +16,7 @@ from sessionstore import (
     NotFoundError,
     Persistable,
     SessionStore,
+    SqlStore,
     State,
     Task,
     TransitionError,
@@ -404,3 +406,38 @@ def test_destroyed_session_takes_no_more_jobs(
         session.add(Task())
     assert len(later) == 0
     assert len(later.store) == 0
+
+
+@pytest.mark.parametrize(
+    "tasks", [3, None, "ab", [1, None], {"a": 1}], ids=lambda tasks: repr(tasks)
+)
+def test_tasks_may_be_any_attribute(session: SessionStore, tasks: object) -> None:
+    """What is no task is no part of a workflow, and hinders nothing."""
+    task = Task("x", tasks=tasks)
+    id_ = session.add(task)
+    assert list(session.iter_workflow()) == [task]
+    session.remove(id_)
+    assert len(session.store) == 0
+
+
+def test_removing_spares_what_only_looks_like_a_part(
+    session: SessionStore, tmp_path: Path
+) -> None:
+    """A part of another store has an ID from there, which is a bystander's here."""
+    bystander = session.add(Task("bystander"))
+    flow = Task("flow", tasks=[])
+    id_ = session.add(flow)
+    stranger = Task("stranger")
+    assert SqlStore(f"sqlite:///{tmp_path}/other.db").save(stranger) == bystander
+    flow.tasks.append(stranger)
+    session.remove(id_)
+    assert list(session.ids()) == [bystander]
+
+
+def test_session_names_are_told_apart(session: SessionStore) -> None:
+    """By case and accents on every backend; not by a space at the end, so refused."""
+    session.add(Task())
+    for name in ("One", "öne", " one", "one\t"):
+        assert len(SessionStore(session.store, name)) == 0
+    with pytest.raises(ConfigurationError, match="space"):
+        SessionStore(session.store, "one ")
