@@ -12,7 +12,8 @@ from typing import Any
 from sqlalchemy.engine import URL, Dialect
 from sqlalchemy.exc import NoSuchModuleError
 
-from sessionstore.errors import ConfigurationError, SchemaError
+from sessionstore.errors import ConfigurationError
+from sessionstore.schema import MissingTableError
 
 __all__ = ["Options", "Settings", "load_dialect", "settings_of"]
 
@@ -225,7 +226,7 @@ def prepare_sqlite_file(path: str, *, create: bool) -> None:
     if os.path.exists(path):
         return
     if not create:
-        raise SchemaError(
+        raise MissingTableError(
             f"there is no SQLite database {path}, and create=False was given"
         )
     try:

@@ -46,7 +46,7 @@ from sessionstore.errors import ConfigurationError, SchemaError
 from sessionstore.extra import ExtraFields, add_referred
 from sessionstore.statements import ByIds, Statement
 
-__all__ = ["CURRENT_VERSION", "Now", "Schema"]
+__all__ = ["CURRENT_VERSION", "MissingTableError", "Now", "Schema"]
 
 #: The newest migration; a test holds it against the migrations' folder.
 CURRENT_VERSION = "0001"
@@ -106,6 +106,10 @@ def _now_postgresql(element: Now, compiler: Any, **keywords: Any) -> str:
 @compiles(Now, "mysql", "mariadb")
 def _now_mysql(element: Now, compiler: Any, **keywords: Any) -> str:
     return "TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6))"
+
+
+class MissingTableError(SchemaError):
+    """The table, or the file that it would be in, is not there."""
 
 
 class Schema:
@@ -352,7 +356,7 @@ class Schema:
             if not inspector.has_table(self.name):
                 if may_lack:
                     return
-                raise SchemaError(
+                raise MissingTableError(
                     f"there is no table {self.name!r}, and create=False was given"
                 ) from None
             there = {column["name"] for column in inspector.get_columns(self.name)}

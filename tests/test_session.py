@@ -6,7 +6,7 @@ import pickle
 from pathlib import Path
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import create_engine, inspect, text
 
 from sessionstore import (
     ConfigurationError,
@@ -15,6 +15,7 @@ from sessionstore import (
     EncodeError,
     NotFoundError,
     Persistable,
+    SchemaError,
     SessionStore,
     SqlStore,
     State,
@@ -432,6 +433,29 @@ def test_removing_spares_what_only_looks_like_a_part(
     flow.tasks.append(stranger)
     session.remove(id_)
     assert list(session.ids()) == [bystander]
+
+
+def test_session_that_is_not_there_is_named_whatever_else_is_missing(
+    database_url: str,
+) -> None:
+    """With create=False nothing is made, and the error is the same."""
+    with pytest.raises(ConfigurationError, match="no session 'one'"):
+        SessionStore(database_url, "one", create=False)
+    engine = create_engine(database_url)
+    blob = "BYTEA" if engine.dialect.name == "postgresql" else "BLOB"
+    with engine.begin() as connection:
+        connection.execute(
+            text(
+                "CREATE TABLE store (id INTEGER PRIMARY KEY NOT NULL, "
+                f"data {blob}, state VARCHAR(128))"
+            )
+        )
+    with pytest.raises(ConfigurationError, match="no session 'one'"):
+        SessionStore(database_url, "one", create=False)
+    with pytest.raises(SchemaError, match="no tables for sessions"):
+        SessionStore(SqlStore(database_url, create=False), "one")
+    assert inspect(engine).get_table_names() == ["store"]
+    engine.dispose()
 
 
 def test_session_names_are_told_apart(session: SessionStore) -> None:
