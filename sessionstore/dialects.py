@@ -12,7 +12,8 @@ from typing import Any
 from sqlalchemy.engine import URL, Dialect
 from sqlalchemy.exc import NoSuchModuleError
 
-from sessionstore.errors import ConfigurationError, SchemaError
+from sessionstore.errors import ConfigurationError
+from sessionstore.schema import MissingTableError
 
 __all__ = ["Options", "Settings", "load_dialect", "settings_of"]
 
@@ -44,6 +45,8 @@ class Settings:
     unlock: str | None = None
     #: Asks the server how many bytes it takes in one statement.
     packet_limit: str | None = None
+    #: How many bytes of a table's or an index's name the server keeps.
+    name_bytes: int | None = None
     #: Whether other transactions go on while one is writing.
     concurrent_writers: bool = True
     #: Driver error codes (SQLSTATE, errno or SQLite's name) by what they mean.
@@ -109,6 +112,7 @@ _POSTGRESQL = Settings(
     on_connect=_configure_postgresql,
     lock="SELECT pg_advisory_lock(hashtext('sessionstore %s'))",
     unlock="SELECT pg_advisory_unlock(hashtext('sessionstore %s'))",
+    name_bytes=63,
     deadlock_codes=frozenset({"40001", "40P01"}),
     busy_codes=frozenset({"55P03", "53300", "57P03"}),
     full_codes=frozenset({"53100", "53200"}),
@@ -195,12 +199,16 @@ def has_failed(dialect: Dialect, connection: Any) -> bool:
 
 def error_code(original: BaseException | None) -> object:
     """Return what a driver's error says about its kind, for ``Settings``' sets."""
+    # MySQL's number first: PyMySQL tells the SQLSTATE beside it since 1.2, which has
+    # one value for many kinds.
+    arguments = getattr(original, "args", ())
+    if arguments and isinstance(arguments[0], int):
+        return arguments[0]
     for attribute in ("sqlstate", "pgcode", "sqlite_errorname"):
         code = getattr(original, attribute, None)
         if code is not None:
             return code
-    arguments = getattr(original, "args", ())
-    return arguments[0] if arguments and isinstance(arguments[0], int) else None
+    return None
 
 
 def matches(code: object, codes: frozenset[object]) -> bool:
@@ -218,7 +226,7 @@ def prepare_sqlite_file(path: str, *, create: bool) -> None:
     if os.path.exists(path):
         return
     if not create:
-        raise SchemaError(
+        raise MissingTableError(
             f"there is no SQLite database {path}, and create=False was given"
         )
     try:

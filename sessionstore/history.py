@@ -43,7 +43,7 @@ _LEGAL: dict[State, frozenset[State]] = {
     ),
     State.TERMINATING: frozenset({State.TERMINATED, State.UNKNOWN}),
     State.TERMINATED: frozenset(),
-    State.UNKNOWN: _ANY - {State.NEW, State.UNKNOWN},
+    State.UNKNOWN: _ANY - {State.NEW},
 }
 
 

@@ -8,13 +8,13 @@ from typing import NamedTuple
 
 from sqlalchemy import bindparam, delete, func, insert, select, update
 
-from sessionstore.errors import ConfigurationError, NotFoundError, SchemaError
+from sessionstore.errors import ConfigurationError, NotFoundError
 from sessionstore.failures import DuplicateKeyError
 from sessionstore.history import History
 from sessionstore.jobs import Job, JobTable
 from sessionstore.kept import KeptConnection
 from sessionstore.objects import PAGE, ObjectTable
-from sessionstore.schema import Now
+from sessionstore.schema import MissingTableError, Now
 from sessionstore.serialization import Row
 from sessionstore.statements import ByIds, Statement
 
@@ -76,18 +76,21 @@ class Index:
         self.id = self._open(create)
 
     def _open(self, create: bool) -> int:
-        self.objects.prepare()
-        if not self.objects.has_sessions:
-            raise SchemaError(
-                f"{self.database.url!r} has no tables for sessions beside "
-                f"{self.objects.schema.name!r}, and create=False was given"
-            )
+        try:
+            self.objects.prepare()
+            if not self.objects.has_sessions:
+                raise MissingTableError(
+                    f"{self.database.url!r} has no tables for sessions beside "
+                    f"{self.objects.schema.name!r}, and create=False was given"
+                )
+        except MissingTableError as error:
+            # With the store's create=False alone, it is the store that is wrong.
+            if create:
+                raise
+            raise self._no_session() from error
         found = self.find()
         if found is None and not create:
-            raise ConfigurationError(
-                f"there is no session {self.name!r} in {self.database.url!r}, and "
-                "create=False was given"
-            )
+            raise self._no_session()
         if found is None:
             try:
                 self.database.write(
@@ -98,6 +101,12 @@ class Index:
             found = self.find()
         assert found is not None
         return found.id
+
+    def _no_session(self) -> ConfigurationError:
+        return ConfigurationError(
+            f"there is no session {self.name!r} in {self.database.url!r}, and "
+            "create=False was given"
+        )
 
     def find(self) -> SessionRow | None:
         """Return the session's row, None if there is none."""

@@ -12,13 +12,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Column, bindparam, select
+from sqlalchemy.exc import SQLAlchemyError
 
 from sessionstore import fork
 from sessionstore.counter import IdCounter
 from sessionstore.database import Database
 from sessionstore.decoding import decode
 from sessionstore.encoding import encode
-from sessionstore.errors import NotFoundError, StoreError
+from sessionstore.errors import (
+    ConfigurationError,
+    EncodeError,
+    NotFoundError,
+    StoreError,
+)
 from sessionstore.failures import DuplicateKeyError
 from sessionstore.identity_map import IdentityMap
 from sessionstore.ids import IdFactory, IdSource
@@ -41,6 +47,9 @@ log = logging.getLogger(__name__)
 PAGE = 500
 #: How often IDs are given anew because another program had taken them.
 ATTEMPTS = 10
+#: Raised by a column's type, or by a driver that has no error of its own for a value
+#: that it cannot put into SQL.
+_UNSENDABLE = (SQLAlchemyError, ArithmeticError, TypeError, ValueError)
 
 
 class ObjectTable:
@@ -51,7 +60,6 @@ class ObjectTable:
         database: Database,
         schema: Schema,
         *,
-        extra_fields: Mapping[Column[Any], Callable[[Any], object]],
         idfactory: IdSource | None,
         serializer: Serializer | None,
         create: bool,
@@ -61,9 +69,6 @@ class ObjectTable:
         self.serializer = serializer or PickleSerializer()
         #: The live objects of this table.
         self.identities = IdentityMap(database, f"{database.name}#{schema.name}")
-        self._extra = [
-            (column.name, function) for column, function in extra_fields.items()
-        ]
         self._create = create
         self._counter = IdCounter(database, schema)
         if idfactory is None:
@@ -90,7 +95,7 @@ class ObjectTable:
             return
         if not self.database.read(self._is_complete):
             with (
-                self.database.setup_lock(self.schema.name),
+                self.database.setup_lock(self.schema.lock_name),
                 self.database.transaction() as scope,
                 self.database.translated(),
             ):
@@ -131,9 +136,17 @@ class ObjectTable:
         return encode(
             objects,
             known_id=self.identities.known_id,
-            new_id=self._idfactory.new,
+            new_id=self._new_id,
             serializer=self.serializer,
         )
+
+    def _new_id(self, obj: object) -> int:
+        object_id: object = self._idfactory.new(obj)
+        if not isinstance(object_id, int) or not fits(object_id):
+            raise ConfigurationError(
+                f"the idfactory gave {object_id!r}, and IDs are integers of 64 bits"
+            )
+        return object_id
 
     def store(
         self,
@@ -178,6 +191,8 @@ class ObjectTable:
                     )
         except StoreError as error:
             raise self._explained(error, records) from error.__cause__
+        except _UNSENDABLE as error:
+            raise self._unsendable(error) from error
         self.identities.stored(records)
 
     def _insert(self, kept: KeptConnection, records: Sequence[Record]) -> None:
@@ -196,19 +211,8 @@ class ObjectTable:
         return kept.change(self.schema.update, row) == 1
 
     def _values(self, record: Record) -> dict[str, Any]:
-        values: dict[str, Any] = {"data": record.payload, "state": record.state}
-        for name, function in self._extra:
-            try:
-                values[name] = function(record.obj)
-            except Exception:
-                log.warning(
-                    "the extra field %r of %r stays NULL",
-                    name,
-                    record.obj,
-                    exc_info=True,
-                )
-                values[name] = None
-        return values
+        extra = self.schema.extra.values(record.obj)
+        return {"data": record.payload, "state": record.state, **extra}
 
     def _explained(self, error: StoreError, records: Sequence[Record]) -> StoreError:
         # MySQL ends the connection at a statement that is too long for it, and does
@@ -223,13 +227,20 @@ class ObjectTable:
             "server to twice the largest object"
         )
 
+    def _unsendable(self, error: Exception) -> EncodeError:
+        said = getattr(error, "orig", error)
+        return EncodeError(
+            f"a row of {self.schema.name!r} has a value that cannot be stored: "
+            f"{type(said).__name__}: {said}"
+        )
+
     def write_over(self, obj: object, object_id: int) -> None:
         """Make a row a copy of ``obj``, which stays what and where it is itself."""
         self.prepare()
         first, *nested = encode(
             [obj],
             known_id=lambda o: object_id if o is obj else self.identities.known_id(o),
-            new_id=self._idfactory.new,
+            new_id=self._new_id,
             serializer=self.serializer,
         )
 
@@ -238,6 +249,8 @@ class ObjectTable:
                 is_there = self._update(kept, object_id, first)
             except StoreError as error:
                 raise self._explained(error, [first]) from error.__cause__
+            except _UNSENDABLE as error:
+                raise self._unsendable(error) from error
             if not is_there:
                 raise not_found(object_id)
             self.write(kept, nested)

@@ -113,4 +113,7 @@ def workflow(tasks: Iterable[Any]) -> Iterator[Any]:
         if id(task) not in seen:
             seen.add(id(task))
             yield task
-            todo.extend(getattr(task, "tasks", ()))
+            inside = getattr(task, "tasks", ())
+            # An attribute of that name may be anything else, as a number of tasks.
+            if isinstance(inside, Iterable):
+                todo.extend(part for part in inside if isinstance(part, Persistable))

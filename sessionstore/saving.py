@@ -134,7 +134,7 @@ class _GraphWriter:
             self._last += 1
             values["position"] = self._last
         revision = self._index.jobs.change(self._kept, job, **values)
-        if job.state != record.state:
+        if change is not None or job.state != record.state:
             self._enter(record, revision, job.state, change.info if change else "")
         else:
             obj._revision = revision

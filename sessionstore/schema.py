@@ -14,7 +14,7 @@ Instants are microseconds since 1970, UTC, by the database's clock.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import hashlib
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -43,9 +43,10 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
 from sessionstore.errors import ConfigurationError, SchemaError
+from sessionstore.extra import ExtraFields, add_referred
 from sessionstore.statements import ByIds, Statement
 
-__all__ = ["CURRENT_VERSION", "Now", "Schema"]
+__all__ = ["CURRENT_VERSION", "MissingTableError", "Now", "Schema"]
 
 #: The newest migration; a test holds it against the migrations' folder.
 CURRENT_VERSION = "0001"
@@ -107,28 +108,37 @@ def _now_mysql(element: Now, compiler: Any, **keywords: Any) -> str:
     return "TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6))"
 
 
+class MissingTableError(SchemaError):
+    """The table, or the file that it would be in, is not there."""
+
+
 class Schema:
     """The tables of one store."""
 
-    def __init__(self, table_name: str, extra_columns: Iterable[Column[Any]]) -> None:
+    def __init__(self, table_name: str, extra: ExtraFields) -> None:
         if not table_name or len(table_name) > MAX_TABLE_NAME:
             raise ConfigurationError(
                 f"the table name {table_name!r} must have 1 to {MAX_TABLE_NAME} "
                 "characters, so that the names of the tables beside it fit"
             )
         self.metadata = MetaData()
-        # The same mapping may be given to several stores, and a column belongs to
-        # one table only.
-        self.extra = [column._copy() for column in extra_columns]
+        self.extra = extra
         self.objects = Table(
             table_name,
             self.metadata,
             Column("id", Id, primary_key=True, autoincrement=False),
             Column("data", Payload),
             Column("state", String(MAX_STATE), index=True),
-            *self.extra,
+            *self.extra.columns.values(),
             **_OPTIONS,
         )
+        add_referred(self.objects)
+        #: The columns of an object's row but for its ID, by statements' parameters.
+        self.parameters = {
+            "data": self.objects.c.data,
+            "state": self.objects.c.state,
+            **self.extra.columns,
+        }
         self.sessions = Table(
             f"{table_name}_session",
             self.metadata,
@@ -136,6 +146,7 @@ class Schema:
             Column("name", String(MAX_NAME), nullable=False, unique=True),
             Column("created_at", BigInteger, nullable=False),
             Column("finished_at", BigInteger),
+            sqlite_autoincrement=True,
             **_OPTIONS,
         )
         self.jobs = Table(
@@ -202,6 +213,28 @@ class Schema:
         """The object table's name."""
         return str(self.objects.name)
 
+    def check_names(self, limit: int | None) -> None:
+        """Raise ConfigurationError for a name that the server would cut short."""
+        names = {f"{self.name}_transition"}
+        names.update(
+            str(index.name)
+            for table in self.metadata.tables.values()
+            for index in table.indexes
+        )
+        longest = max(len(name.encode()) for name in names)
+        if limit is not None and longest > limit:
+            raise ConfigurationError(
+                f"the table name {self.name!r} is {longest - limit} bytes too long: "
+                f"this database keeps {limit} bytes of a name, and tables and indexes "
+                "are named after it"
+            )
+
+    @property
+    def lock_name(self) -> str:
+        """A name for the lock under which the tables are made."""
+        # It stands between quotes in a statement, and a table's name may hold any.
+        return hashlib.sha256(self.name.encode()).hexdigest()[:32]
+
     @property
     def side_tables(self) -> list[Table]:
         """The tables that migrations make."""
@@ -212,21 +245,24 @@ class Schema:
     @cached_property
     def insert(self) -> Statement:
         """Add an object's row."""
-        return Statement(insert(self.objects))
+        return Statement(
+            insert(self.objects).values({"id": bindparam("id"), **self._values()})
+        )
 
     @cached_property
     def update(self) -> Statement:
         """Rewrite an object's row."""
-        values: dict[str, Any] = {
-            column.name: bindparam(column.name)
-            for column in self.objects.columns
-            if column.name != "id"
-        }
         return Statement(
             update(self.objects)
             .where(self.objects.c.id == bindparam("object_id"))
-            .values(values)
+            .values(self._values())
         )
+
+    def _values(self) -> dict[str, Any]:
+        return {
+            column.key: bindparam(name, type_=column.type)
+            for name, column in self.parameters.items()
+        }
 
     @cached_property
     def set_state(self) -> Statement:
@@ -320,7 +356,7 @@ class Schema:
             if not inspector.has_table(self.name):
                 if may_lack:
                     return
-                raise SchemaError(
+                raise MissingTableError(
                     f"there is no table {self.name!r}, and create=False was given"
                 ) from None
             there = {column["name"] for column in inspector.get_columns(self.name)}

@@ -69,10 +69,12 @@ class SessionStore:
             not isinstance(name, str)
             or not 1 <= len(name) <= MAX_NAME
             or clean(name, MAX_NAME) != name
+            # To MySQL's utf8mb4_bin a name is the same with spaces after it.
+            or name.endswith(" ")
         ):
             raise ConfigurationError(
                 f"the session name {name!r} must have 1 to {MAX_NAME} characters, "
-                "and neither NUL nor lone surrogates"
+                "neither NUL nor lone surrogates, and no space at its end"
             )
         #: The session's name.
         self.name = name
@@ -147,8 +149,9 @@ class SessionStore:
         except DecodeError:
             log.warning("removing object %s, which cannot be read", key)
         else:
-            tasks = reading.workflow([task])
-            ids = [part.persistent_id for part in tasks if part.persistent_id]
+            # What is in another store, or in none, has no row here.
+            known = map(self._identities.known_id, reading.workflow([task]))
+            ids = [id_ for id_ in known if id_ is not None]
         self._index.remove(ids)
 
     @contextmanager

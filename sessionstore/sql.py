@@ -8,16 +8,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs
 
 from sqlalchemy import Column, Table
-from sqlalchemy.engine import URL, Connection, make_url
+from sqlalchemy.engine import URL, Connection
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
 from sessionstore.database import Database
 from sessionstore.dialects import Options
 from sessionstore.errors import ConfigurationError, NotFoundError
+from sessionstore.extra import ExtraFields
 from sessionstore.ids import IdSource, IntId
+from sessionstore.location import located
 from sessionstore.objects import ObjectTable, key_of, only
 from sessionstore.schema import Schema
 from sessionstore.serialization import Serializer
@@ -88,32 +89,32 @@ class SqlStore(Store):
             raise ConfigurationError(
                 f"busy_timeout={busy_timeout!r} must be a number of seconds from 0 up"
             )
-        parsed, fragment = _parse(url)
-        extra_fields = dict(extra_fields or {})
+        database_url, table_in_url = located(url)
         # What pickling takes to make this store again in another process.
         self._recipe = {
-            "url": parsed,
-            "table_name": table_name or _table_in(fragment) or "store",
+            "url": database_url,
+            "table_name": table_name or table_in_url or "store",
             "idfactory": idfactory,
-            "extra_fields": extra_fields,
+            "extra_fields": dict(extra_fields or {}),
             "create": create,
             "serializer": serializer,
             "synchronous": synchronous,
             "busy_timeout": busy_timeout,
             "engine_options": engine_options,
         }
-        schema = Schema(str(self._recipe["table_name"]), extra_fields)
+        extra = ExtraFields(extra_fields)
+        schema = Schema(str(self._recipe["table_name"]), extra)
         database = Database(
-            parsed,
+            database_url,
             options=Options(create, synchronous.upper(), busy_timeout),
             engine_options=engine_options,
         )
+        schema.check_names(database.settings.name_bytes)
         self._recipe["url"] = database.url
         #: The objects' table, which a ``SessionStore`` shares with this store.
         self._objects = ObjectTable(
             database,
             schema,
-            extra_fields=extra_fields,
             idfactory=idfactory,
             serializer=serializer,
             create=create,
@@ -339,29 +340,6 @@ def make_sqlstore(url: str | Url | URL, *args: Any, **extra_args: Any) -> SqlSto
 
 def _from_recipe(cls: type[SqlStore], recipe: dict[str, Any]) -> SqlStore:
     return cls(**recipe)
-
-
-def _parse(url: object) -> tuple[URL, str]:
-    if isinstance(url, URL):
-        return url, ""
-    text = url.geturl() if isinstance(url, Url) else str(url)
-    text, _, fragment = text.partition("#")
-    try:
-        return make_url(text), fragment
-    except (ArgumentError, ValueError) as error:
-        raise ConfigurationError(
-            f"{_without_password(text)!r} is no database URL; write it like "
-            "sqlite:////var/lib/app/tasks.db or postgresql+psycopg://user@host/name"
-        ) from (None if "@" in text else error)
-
-
-def _without_password(text: str) -> str:
-    head, at, tail = text.rpartition("@")
-    return f"***@{tail}" if at else head + tail
-
-
-def _table_in(fragment: str) -> str | None:
-    return parse_qs(fragment).get("table", [None])[-1]
 
 
 def _is_sqlalchemy_scheme(scheme: str) -> bool:

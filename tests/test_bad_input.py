@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from sqlalchemy import event
@@ -110,10 +112,33 @@ def test_misspelt_option_is_warned_about(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("password", ["s3cret", "p@ss/w:rd"])
 def test_password_shows_nowhere(password: str) -> None:
-    """G9: neither in a repr nor in a str."""
-    from urllib.parse import quote
+    """G9: neither in a repr nor in a str, wherever the URL has it."""
+    encoded = quote(password, safe="")
+    for url in (
+        f"postgresql+psycopg://u:{encoded}@h/d",
+        f"postgresql+psycopg://u@h/d?password={encoded}",
+        f"mysql+pymysql://u@h/d?passwd={encoded}&charset=utf8mb4",
+    ):
+        store = SqlStore(url)
+        assert store.url.password == password
+        for shown in (repr(store), str(store), repr(store.url), str(store.url)):
+            assert password not in shown
+            assert encoded not in shown
 
-    store = SqlStore(f"postgresql+psycopg://u:{quote(password, safe='')}@h/d")
-    for shown in (repr(store), str(store), repr(store.url), str(store.url)):
-        assert password not in shown
-        assert quote(password, safe="") not in shown
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql+psycopg://u:s3#cret@h/d",
+        "postgresql+psycopg://u:12#cret@h/d",
+        "postgresql+psycopg://u:s3@cret@h/d",
+        "postgresql+psycopg://u:s3cret@h:port/d",
+        "u:s3cret@h/d",
+    ],
+)
+def test_password_that_breaks_the_url_shows_nowhere(url: str) -> None:
+    """G9: not even the piece of it that was taken for a host or a port."""
+    with pytest.raises(ConfigurationError, match="percent-encoded") as caught:
+        SqlStore(url)
+    assert not re.search("s3|12|cret", str(caught.value))
+    assert caught.value.__cause__ is caught.value.__context__ is None

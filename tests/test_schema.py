@@ -10,7 +10,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, inspect, text
 
 import sessionstore
 from sessionstore import SchemaError, SessionStore, SqlStore, Task
@@ -70,3 +70,43 @@ def test_alembic_is_not_imported_where_the_version_is_right(tmp_path: Path) -> N
         f"len(SessionStore({url!r})); assert 'alembic' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("lost", ["store_version", "store_ids", "store_transition"])
+def test_migration_goes_on_where_it_was_cut_off(database_url: str, lost: str) -> None:
+    """G2: MariaDB commits each step by itself, so that each can run twice."""
+    session = SessionStore(database_url)
+    session.add(Task())
+    session.close()
+    engine = create_engine(database_url)
+    with engine.begin() as connection:
+        connection.execute(text("DELETE FROM store_version"))
+        connection.execute(text(f"DROP TABLE {lost}"))
+        schema = session.store._objects.schema
+        next(iter(schema.jobs.indexes)).drop(connection)
+    assert SessionStore(database_url).add(Task("after")) > 1
+    with engine.connect() as connection:
+        there = {i["name"] for i in inspect(connection).get_indexes("store_job")}
+    assert there == {"ix_store_job_claim", "ix_store_job_order"}
+    engine.dispose()
+
+
+@pytest.mark.parametrize("name", ["it's", "100%", "%(x)s", 'a"b`c', "select", "ü" * 25])
+def test_table_may_have_any_name(database_url: str, name: str) -> None:
+    """Also where the name stands in the statements that lock and migrate."""
+    session = SessionStore(SqlStore(database_url, name))
+    id_ = session.add(Task("x"))
+    session.transition(id_, "SUBMITTED")
+    session.store.invalidate_cache()
+    assert session.load(id_).jobname == "x"
+    session.remove(id_)
+    session.destroy()
+
+
+def test_destroyed_sessions_handle_sees_no_later_session(database_url: str) -> None:
+    """G3: a session's number is not used again."""
+    old = SessionStore(database_url, "old")
+    SessionStore(database_url, "old").destroy()
+    id_ = SessionStore(database_url, "new").add(Task())
+    assert list(old.ids()) == []
+    assert id_ not in old

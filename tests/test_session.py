@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pickle
+from pathlib import Path
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import create_engine, inspect, text
 
 from sessionstore import (
     ConfigurationError,
@@ -14,7 +15,9 @@ from sessionstore import (
     EncodeError,
     NotFoundError,
     Persistable,
+    SchemaError,
     SessionStore,
+    SqlStore,
     State,
     Task,
     TransitionError,
@@ -134,6 +137,39 @@ def test_unmet_expectation_is_a_conflict(session: SessionStore) -> None:
     with pytest.raises(NotFoundError):
         session.transition(10**9, State.SUBMITTED)
     assert len(session.history(id_)) == 2
+
+
+FOLLOWING = {
+    "NEW": "SUBMITTED UNKNOWN",
+    "SUBMITTED": "RUNNING STOPPED TERMINATED UNKNOWN",
+    "RUNNING": "TERMINATING TERMINATED STOPPED UNKNOWN",
+    "STOPPED": "SUBMITTED RUNNING TERMINATING TERMINATED UNKNOWN",
+    "TERMINATING": "TERMINATED UNKNOWN",
+    "TERMINATED": "",
+    "UNKNOWN": "SUBMITTED RUNNING STOPPED TERMINATING TERMINATED UNKNOWN",
+}
+
+
+@pytest.mark.backends("sqlite")
+@pytest.mark.parametrize("by", ["id", "task"])
+def test_every_pair_of_states_is_legal_or_not(session: SessionStore, by: str) -> None:
+    """G3: from each state into each other, of an ID and of a task."""
+    for old, following in FOLLOWING.items():
+        for new in State:
+            task = Task()
+            task.execution.state = State(old)
+            id_ = session.add(task)
+            what = id_ if by == "id" else task
+            if new in following.split():
+                entry = session.transition(what, new)
+                assert (entry.from_state, entry.to_state) == (old, new)
+                assert states(session, id_) == [(None, old), (old, new)]
+                assert task.execution.state is new
+            else:
+                with pytest.raises(TransitionError):
+                    session.transition(what, new)
+                assert states(session, id_) == [(None, old)]
+                assert task.execution.state == old
 
 
 def test_save_of_a_stale_object_is_a_conflict(
@@ -371,3 +407,61 @@ def test_destroyed_session_takes_no_more_jobs(
         session.add(Task())
     assert len(later) == 0
     assert len(later.store) == 0
+
+
+@pytest.mark.parametrize(
+    "tasks", [3, None, "ab", [1, None], {"a": 1}], ids=lambda tasks: repr(tasks)
+)
+def test_tasks_may_be_any_attribute(session: SessionStore, tasks: object) -> None:
+    """What is no task is no part of a workflow, and hinders nothing."""
+    task = Task("x", tasks=tasks)
+    id_ = session.add(task)
+    assert list(session.iter_workflow()) == [task]
+    session.remove(id_)
+    assert len(session.store) == 0
+
+
+def test_removing_spares_what_only_looks_like_a_part(
+    session: SessionStore, tmp_path: Path
+) -> None:
+    """A part of another store has an ID from there, which is a bystander's here."""
+    bystander = session.add(Task("bystander"))
+    flow = Task("flow", tasks=[])
+    id_ = session.add(flow)
+    stranger = Task("stranger")
+    assert SqlStore(f"sqlite:///{tmp_path}/other.db").save(stranger) == bystander
+    flow.tasks.append(stranger)
+    session.remove(id_)
+    assert list(session.ids()) == [bystander]
+
+
+def test_session_that_is_not_there_is_named_whatever_else_is_missing(
+    database_url: str,
+) -> None:
+    """With create=False nothing is made, and the error is the same."""
+    with pytest.raises(ConfigurationError, match="no session 'one'"):
+        SessionStore(database_url, "one", create=False)
+    engine = create_engine(database_url)
+    blob = "BYTEA" if engine.dialect.name == "postgresql" else "BLOB"
+    with engine.begin() as connection:
+        connection.execute(
+            text(
+                "CREATE TABLE store (id INTEGER PRIMARY KEY NOT NULL, "
+                f"data {blob}, state VARCHAR(128))"
+            )
+        )
+    with pytest.raises(ConfigurationError, match="no session 'one'"):
+        SessionStore(database_url, "one", create=False)
+    with pytest.raises(SchemaError, match="no tables for sessions"):
+        SessionStore(SqlStore(database_url, create=False), "one")
+    assert inspect(engine).get_table_names() == ["store"]
+    engine.dispose()
+
+
+def test_session_names_are_told_apart(session: SessionStore) -> None:
+    """By case and accents on every backend; not by a space at the end, so refused."""
+    session.add(Task())
+    for name in ("One", "öne", " one", "one\t"):
+        assert len(SessionStore(session.store, name)) == 0
+    with pytest.raises(ConfigurationError, match="space"):
+        SessionStore(session.store, "one ")

@@ -4,9 +4,21 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
-from sqlalchemy import Column, Integer, String, create_engine, text
+from sqlalchemy import (
+    Column,
+    DateTime,
+    ForeignKey,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    create_engine,
+    select,
+    text,
+)
 
 from sessionstore import (
     ConfigurationError,
@@ -20,6 +32,8 @@ from sessionstore import (
     StoreError,
     Task,
 )
+from sessionstore.get import GET
+from sessionstore.ids import IdFactory
 
 
 @pytest.fixture
@@ -177,6 +191,19 @@ def test_removed_id_is_never_used_again(store: SqlStore, database_url: str) -> N
     assert SqlStore(database_url).save(Task()) not in {id_, task.persistent_id}
 
 
+def test_ids_move_on_past_another_programs_rows(store: SqlStore) -> None:
+    """G5: an ID that another program has put there is not taken, nor written over."""
+    store.save(Task())
+    with store.transaction() as connection:
+        connection.execute(
+            text("INSERT INTO store (id) VALUES (:id)"),
+            [{"id": id_} for id_ in range(2, 400)],
+        )
+    assert store.save(Task("x", child=Task())) >= 400
+    with pytest.raises(DecodeError, match="NULL"):
+        store.load(2)
+
+
 def test_replace_makes_a_copy(store: SqlStore) -> None:
     """The row is the object's copy, and the object stays where it is."""
     first, second = Task("first"), Task("second")
@@ -200,6 +227,84 @@ def test_extra_fields_are_columns(database_url: str) -> None:
     with store.transaction() as connection:
         rows = connection.execute(text("SELECT jobname, size FROM store ORDER BY id"))
         assert rows.all() == [("a", 3), ("b", None)]
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        (Column("x", DateTime), "no time"),
+        (Column("x", Integer), 2**70),
+        (Column("x", String(9)), "\ud800"),
+        (Column("x", String(9)), object()),
+    ],
+    ids=["time", "integer", "surrogate", "object"],
+)
+def test_value_that_no_column_takes_is_an_error_of_ours(
+    database_url: str, column: Column[Any], value: object
+) -> None:
+    """G2: whatever type or driver refuses it, a StoreError, and nothing is stored."""
+    store = SqlStore(database_url, extra_fields={column: lambda task: value})
+    task = Task(child=Task())
+    with pytest.raises(StoreError):
+        store.save(task)
+    assert len(store) == 0
+    assert task.persistent_id is task.child.persistent_id is None
+
+
+@pytest.mark.parametrize("given", [None, "12", 1.5, 2**63])
+def test_idfactory_that_gives_no_integer_is_named(
+    database_url: str, given: object
+) -> None:
+    """A ConfigurationError, and nothing is stored."""
+    factory: Any = IdFactory(next_id_fn=lambda: given, id_class=lambda _, n: n)
+    store = SqlStore(database_url, idfactory=factory)
+    with pytest.raises(ConfigurationError, match="idfactory gave"):
+        store.save(Task())
+    assert len(store) == 0
+
+
+users = Table("users", MetaData(), Column("id", Integer, primary_key=True))
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        Column("object_id", Integer),
+        Column("name", Integer, key="other"),
+        Column("100% (it's)", Integer),
+        Column("Select", Integer, index=True),
+        Column("number", Integer, unique=True),
+        Column("owner", Integer, ForeignKey("users.id")),
+        Column("owner", Integer, ForeignKey(users.c.id)),
+    ],
+    ids=lambda column: f"{column.name}-{len(column.foreign_keys)}",
+)
+def test_extra_field_may_be_any_column(database_url: str, column: Column[Any]) -> None:
+    """Whatever its name, key, index or foreign key; in several stores at once."""
+    engine = create_engine(database_url)
+    users.create(engine)
+    with engine.begin() as connection:
+        connection.execute(users.insert(), [{"id": 3}, {"id": 4}])
+    engine.dispose()
+    for table in ("one", "two"):
+        store = SqlStore(database_url, table, extra_fields={column: GET.size})
+        task = Task(size=3)
+        id_ = store.save(task)
+        task.size = 4
+        store.save(task)
+        own = store._tables.c[column.key]
+        with store.transaction() as connection:
+            rows = connection.execute(select(store._tables.c.id, own)).all()
+        assert rows == [(id_, 4)]
+
+
+@pytest.mark.parametrize(
+    "column", ["name", Column("ID", Integer), Column(Integer), Column("x")]
+)
+def test_extra_field_that_cannot_be_one_is_refused(column: Any) -> None:
+    """A ConfigurationError, before anything is made."""
+    with pytest.raises(ConfigurationError, match="extra"):
+        SqlStore("sqlite://", extra_fields={column: GET.size})
 
 
 def test_old_table_is_used_as_it_is(database_url: str) -> None:
@@ -265,6 +370,33 @@ def test_iteration_goes_on_while_its_body_writes(store: SqlStore) -> None:
         if len(seen) <= 3:
             store.save(Task("late"))
     assert seen[:1100] == [str(n) for n in range(1100)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (["sqlite://"], "store"),
+        (["sqlite://#table=a"], "a"),
+        (["sqlite://#table=a&table=b"], "b"),
+        (["sqlite://#table=a#table=b"], "b"),
+        (["sqlite://#table="], "store"),
+        (["sqlite://#other=a"], "store"),
+        (["sqlite://#table=a%20b%23"], "a b#"),
+        (["sqlite://#table=a", "argument"], "argument"),
+    ],
+)
+def test_table_name_is_the_arguments_else_the_last_in_the_url(
+    arguments: list[str], name: str
+) -> None:
+    """The argument, else #table=, else store."""
+    assert SqlStore(*arguments)._tables.name == name
+
+
+def test_table_name_that_the_server_would_cut_is_refused() -> None:
+    """PostgreSQL counts bytes, and cuts names without a word."""
+    with pytest.raises(ConfigurationError, match="bytes too long"):
+        SqlStore("postgresql+psycopg://h/d", "ü" * 40)
+    SqlStore("sqlite://", "ü" * 40).save(Task())
 
 
 @pytest.mark.parametrize("size", [64 * 2**20])

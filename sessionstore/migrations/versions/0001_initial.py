@@ -32,10 +32,13 @@ def upgrade(table: str) -> None:
         sa.Column("created_at", sa.BigInteger, nullable=False),
         sa.Column("finished_at", sa.BigInteger),
         if_not_exists=True,
+        # A destroyed session's number must not come back for another one.
+        sqlite_autoincrement=True,
         **_OPTIONS,
     )
+    jobs = f"{table}_job"
     op.create_table(
-        f"{table}_job",
+        jobs,
         sa.Column("job_id", _Id, primary_key=True, autoincrement=False),
         sa.Column("session_id", sa.BigInteger),
         sa.Column("position", sa.BigInteger),
@@ -52,13 +55,17 @@ def upgrade(table: str) -> None:
         sa.Column("write_id", sa.String(32)),
         sa.Column("created_at", sa.BigInteger, nullable=False),
         sa.Column("updated_at", sa.BigInteger, nullable=False),
-        sa.Index(
-            f"ix_{table}_job_claim", "session_id", "state", "claimable_at", "position"
-        ),
-        sa.Index(f"ix_{table}_job_order", "session_id", "position", "job_id"),
         if_not_exists=True,
         **_OPTIONS,
     )
+    # MySQL has no IF NOT EXISTS for indexes.
+    there = {index["name"] for index in sa.inspect(op.get_bind()).get_indexes(jobs)}
+    for name, columns in {
+        f"ix_{jobs}_claim": ["session_id", "state", "claimable_at", "position"],
+        f"ix_{jobs}_order": ["session_id", "position", "job_id"],
+    }.items():
+        if name not in there:
+            op.create_index(name, jobs, columns)
     op.create_table(
         f"{table}_transition",
         sa.Column("job_id", _Id, primary_key=True, autoincrement=False),
