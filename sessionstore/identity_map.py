@@ -22,6 +22,7 @@ __all__ = ["IdentityMap", "set_unmarked"]
 
 log = logging.getLogger(__name__)
 
+
 class IdentityMap:
     """The live objects of one table, held weakly.
 
