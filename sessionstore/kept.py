@@ -14,6 +14,7 @@ from sqlalchemy.exc import DBAPIError, PendingRollbackError, SQLAlchemyError
 from sessionstore import dialects
 from sessionstore.errors import ForkError, SessionStoreError, StoreError
 from sessionstore.failures import failure, of_sqlalchemy
+from sessionstore.fork import gate
 from sessionstore.inherited import descriptor_of
 from sessionstore.statements import Parameters, Statement
 
@@ -152,7 +153,7 @@ class KeptConnection:
 
     def _check_process(self) -> None:
         # The gate was passed before a fork that some callback made in the meantime.
-        if self.pid != os.getpid():
+        if self.pid != gate.pid:
             raise ForkError(
                 "this connection was opened by the parent process and cannot be used "
                 "in a forked child"

@@ -17,6 +17,7 @@ from sqlalchemy.engine import Connection
 from sessionstore.connections import Connections
 from sessionstore.errors import ForkError, StoreError
 from sessionstore.failures import ConnectionLostError, lost_in_transaction, unanswered
+from sessionstore.fork import gate
 from sessionstore.kept import KeptConnection
 
 __all__ = ["Scope", "Scopes", "Transaction"]
@@ -64,7 +65,7 @@ class Scopes:
         Raises ForkError inside a block that began before this process was forked.
         """
         scope = self._thread.scope
-        if scope is not None and scope.pid != os.getpid():
+        if scope is not None and scope.pid != gate.pid:
             raise ForkError(
                 "this transaction was begun by the parent process; leave its block "
                 "before using the store in a forked child"
