@@ -8,13 +8,14 @@ from typing import NamedTuple
 
 from sqlalchemy import bindparam, delete, func, insert, select, update
 
+from sessionstore.clock import Now
 from sessionstore.errors import ConfigurationError, NotFoundError
 from sessionstore.failures import DuplicateKeyError
 from sessionstore.history import History
 from sessionstore.jobs import Job, JobTable
 from sessionstore.kept import KeptConnection
 from sessionstore.objects import PAGE, ObjectTable
-from sessionstore.schema import MissingTableError, Now
+from sessionstore.schema import MissingTableError
 from sessionstore.serialization import Row
 from sessionstore.statements import ByIds, Statement
 

@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import bindparam, delete, func, insert, select, tuple_, update
 
+from sessionstore.clock import Now
 from sessionstore.database import Database
 from sessionstore.errors import ConflictError
 from sessionstore.kept import KeptConnection
 from sessionstore.objects import PAGE
-from sessionstore.schema import Now, Schema
+from sessionstore.schema import Schema
 from sessionstore.serialization import Row
 from sessionstore.statements import ByIds, Statement
 

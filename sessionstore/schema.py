@@ -39,14 +39,12 @@ from sqlalchemy import (
 from sqlalchemy.dialects.mysql import LONGBLOB
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.sql.functions import FunctionElement
 
 from sessionstore.errors import ConfigurationError, SchemaError
 from sessionstore.extra import ExtraFields, add_referred
 from sessionstore.statements import ByIds, Statement
 
-__all__ = ["CURRENT_VERSION", "MissingTableError", "Now", "Schema"]
+__all__ = ["CURRENT_VERSION", "MissingTableError", "Schema"]
 
 #: The newest migration; a test holds it against the migrations' folder.
 CURRENT_VERSION = "0001"
@@ -73,39 +71,6 @@ _OPTIONS: dict[str, Any] = {
         "collate": "utf8mb4_bin",
     }.items()
 }
-
-
-class Now(FunctionElement[int]):
-    """The database's clock, in microseconds since 1970, UTC."""
-
-    type = BigInteger()
-    inherit_cache = True
-    name = "sessionstore_now"
-
-
-@compiles(Now)
-def _now(element: Now, compiler: Any, **keywords: Any) -> str:
-    raise ConfigurationError(
-        f"sessions are not supported on {compiler.dialect.name}: its clock is "
-        "not known here"
-    )
-
-
-@compiles(Now, "sqlite")
-def _now_sqlite(element: Now, compiler: Any, **keywords: Any) -> str:
-    # 2440587.5 is the Julian day number of 1970-01-01 00:00 UTC.
-    return "CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER)"
-
-
-@compiles(Now, "postgresql")
-def _now_postgresql(element: Now, compiler: Any, **keywords: Any) -> str:
-    # Not now(), which stands still within a transaction.
-    return "CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS BIGINT)"
-
-
-@compiles(Now, "mysql", "mariadb")
-def _now_mysql(element: Now, compiler: Any, **keywords: Any) -> str:
-    return "TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6))"
 
 
 class MissingTableError(SchemaError):
