@@ -196,7 +196,8 @@ def fill(target: object, source: object) -> None:
         target.__dict__.update(kept)
     for name in copyreg._slotnames(type(source)):  # type: ignore[attr-defined]
         if hasattr(source, name):
-            setattr(target, name, getattr(source, name))
+            # Past a __setattr__ that refuses, as a frozen dataclass's.
+            object.__setattr__(target, name, getattr(source, name))
     if isinstance(source, list):
         target[:] = source  # type: ignore[index]
     elif isinstance(source, (dict, set)):

@@ -30,7 +30,8 @@ from sessionstore.files import (
     write_all,
 )
 from sessionstore.ids import IdFactory, IdSource
-from sessionstore.persistable import Persistable
+from sessionstore.origin import Origin, assign_id
+from sessionstore.persistable import Persistable, mark
 from sessionstore.serialization import PickleSerializer, Record, Row, Serializer
 from sessionstore.store import Store, register
 from sessionstore.url import Url
@@ -114,7 +115,7 @@ class FilesystemStore(Store):
             idfactory = idfactory.bind(_random_id)
         self._idfactory = idfactory
         self._serializer = serializer or PickleSerializer(protocol)
-        self._origin = f"file://{self.directory}"
+        self._origin = Origin(f"file://{self.directory}")
         self._live: weakref.WeakValueDictionary[int, Any] = (
             weakref.WeakValueDictionary()
         )
@@ -141,7 +142,7 @@ class FilesystemStore(Store):
         """
         records = encode(
             [obj],
-            known_id=self._known_id,
+            known_id=self._origin.known_id,
             new_id=self._new_id,
             serializer=self._serializer,
         )
@@ -185,7 +186,7 @@ class FilesystemStore(Store):
         key = _key_of(id_)
         records = encode(
             [obj],
-            known_id=lambda o: key if o is obj else self._known_id(o),
+            known_id=lambda o: key if o is obj else self._origin.known_id(o),
             new_id=self._new_id,
             serializer=self._serializer,
         )
@@ -206,9 +207,9 @@ class FilesystemStore(Store):
             sync_folder(self.directory)
         obj = self._live.pop(key, None)
         if obj is not None:
-            with suppress(AttributeError):
-                obj.persistent_id = None
-                obj.changed = True
+            assign_id(obj, None)
+            if isinstance(obj, Persistable):
+                mark(obj, True)
 
     def list(self) -> Sequence[int]:
         """Return the IDs of all objects, ascending."""
@@ -225,12 +226,6 @@ class FilesystemStore(Store):
 
     # Identity
 
-    def _known_id(self, obj: object) -> int | None:
-        object_id: int | None = getattr(obj, "persistent_id", None)
-        if isinstance(obj, Persistable) and obj._origin != self._origin:
-            return None
-        return object_id
-
     def _new_id(self, obj: object) -> int:
         for _ in range(ATTEMPTS):
             object_id = self._idfactory.new(obj)
@@ -246,13 +241,7 @@ class FilesystemStore(Store):
         )
 
     def _adopt(self, obj: object, object_id: int) -> None:
-        if isinstance(obj, Persistable):
-            obj.persistent_id = object_id
-            obj._origin = self._origin
-            obj.changed = False
-        elif hasattr(obj, "__dict__"):
-            with suppress(AttributeError):
-                obj.persistent_id = object_id  # type: ignore[attr-defined]
+        self._origin.note_stored(obj, object_id)
         with suppress(TypeError):  # lists and the like cannot be referred to weakly
             self._live[int(object_id)] = obj
 

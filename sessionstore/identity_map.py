@@ -14,7 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sessionstore.database import Database
-from sessionstore.persistable import Persistable
+from sessionstore.origin import Origin, assign_id
+from sessionstore.persistable import Persistable, mark, note
 from sessionstore.serialization import Record
 from sessionstore.transactions import Scope
 
@@ -31,12 +32,11 @@ class IdentityMap:
 
     def __init__(self, database: Database, origin: str) -> None:
         self._database = database
-        self._origin = origin
+        own = Origin(origin)
+        #: Returns the ID under which this table has an object, None if it has not.
+        self.known_id = own.known_id
+        self._note_stored = own.note_stored
         self._live: weakref.WeakValueDictionary[int, Any] = (
-            weakref.WeakValueDictionary()
-        )
-        #: Objects that are not Persistable and were stored here, by ``id(obj)`` and ID.
-        self._plain: weakref.WeakValueDictionary[tuple[int, int], Any] = (
             weakref.WeakValueDictionary()
         )
         database.on_reset.append(self._reset_in_child)
@@ -54,20 +54,6 @@ class IdentityMap:
         return noted
 
     # Which object is which
-
-    def known_id(self, obj: object) -> int | None:
-        """Return the ID under which this table has ``obj``, None if it has not."""
-        object_id = getattr(obj, "persistent_id", None)
-        if object_id is None:
-            return None
-        if isinstance(obj, Persistable):
-            return int(object_id) if obj._origin == self._origin else None
-        # Any other object may have its ID from another store.
-        return (
-            int(object_id)
-            if self._plain.get((id(obj), int(object_id))) is obj
-            else None
-        )
 
     def live(self, object_id: int) -> Any | None:
         """Return the object that this process has in memory for an ID."""
@@ -93,26 +79,17 @@ class IdentityMap:
         """Note on objects that their rows were written."""
         self.undo_later([record.obj for record in records])
         for obj, object_id, *_ in records:
-            self._mark(obj, object_id)
+            self._note_stored(obj, object_id)
         self._remember({int(record.id): record.obj for record in records})
 
     def adopt(self, objects: Mapping[int, Any]) -> None:
         """Note on objects that they are what the table has under these IDs."""
         for object_id, obj in objects.items():
-            self._mark(obj, object_id)
+            self._note_stored(obj, object_id)
+            if isinstance(obj, Persistable):
+                # A payload has none, but for a __getstate__ that returns everything.
+                note(obj, _revision=None)
         self._remember(objects)
-
-    def _mark(self, obj: object, object_id: int) -> None:
-        if isinstance(obj, Persistable):
-            obj.__dict__["persistent_id"] = object_id
-            obj.__dict__["_origin"] = self._origin
-            obj.changed = False
-        elif hasattr(obj, "__dict__"):
-            _assign(obj, persistent_id=object_id)
-            try:
-                self._plain[id(obj), int(object_id)] = obj
-            except TypeError:
-                log.debug("objects of %s are new at each save", type(obj))
 
     def _remember(self, objects: Mapping[int, Any]) -> None:
         scope = self._database.scope
@@ -150,12 +127,15 @@ class IdentityMap:
         def restore() -> None:
             for obj, object_id, origin, revision, changed in before:
                 if isinstance(obj, Persistable):
-                    obj.__dict__.update(
-                        persistent_id=object_id, _origin=origin, _revision=revision
+                    note(
+                        obj,
+                        persistent_id=object_id,
+                        _origin=origin,
+                        _revision=revision,
                     )
-                    obj.changed = changed or obj.changed
+                    mark(obj, changed or obj.changed)
                 else:
-                    _assign(obj, persistent_id=object_id)
+                    assign_id(obj, object_id)
 
         scope.undo.append(restore)
 
@@ -176,8 +156,22 @@ class IdentityMap:
         live = self.live(object_id)
         if live is not None and live._revision == before:
             self.undo_later([live])
-            live._revision = after
+            note(live, _revision=after)
+            scope = self._database.scope
+            if scope is not None:
+                self._noted(scope)[object_id] = live
         return live
+
+    def read_at(self, obj: Persistable, revision: int | None) -> None:
+        """Note the revision that an object was read at."""
+        scope = self._database.scope
+        if scope is not None and (
+            obj._revision != revision or obj.persistent_id in self._noted(scope)
+        ):
+            # What was read may be this transaction's own.  After a rollback it has to
+            # be read again, whatever else is put back, before it can be saved.
+            scope.undo.insert(0, lambda: note(obj, _revision=None))
+        note(obj, _revision=revision)
 
     # Forgetting
 
@@ -187,12 +181,13 @@ class IdentityMap:
         assert scope is not None
         obj = self.live(object_id)
         self.evict(object_id)
-
-        def forget() -> None:
-            if obj is not None:
-                _assign(obj, persistent_id=None, changed=True)
-
-        scope.after_commit.append(forget)
+        if isinstance(obj, Persistable):
+            self.undo_later([obj])
+            note(obj, persistent_id=None)
+            scope.after_commit.append(lambda: mark(obj, True))
+        elif obj is not None:
+            self.undo_later([obj])
+            assign_id(obj, None)
 
     def evict(self, object_id: int) -> None:
         """Forget which object is live under an ID, inside the transaction and after."""
@@ -207,14 +202,6 @@ class IdentityMap:
         scope = self._database.scope
         if scope is not None:
             self._noted(scope).clear()
-
-
-def _assign(obj: object, **attributes: object) -> None:
-    for name, value in attributes.items():
-        try:
-            setattr(obj, name, value)
-        except AttributeError:  # a class with slots
-            log.debug("%s takes no attribute %r", type(obj), name)
 
 
 def set_unmarked(obj: Any, name: str, value: object) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["Persistable"]
+__all__ = ["Persistable", "mark", "note"]
 
 
 class Persistable:
@@ -30,8 +30,9 @@ class Persistable:
     #: The ID in the store, or None for an object that is in none.
     persistent_id: int | None = None
     _changed: bool = True
-    #: Names the store that ``persistent_id`` belongs to.
-    _origin: str | None = None
+    #: Which store ``persistent_id`` is from, and the ``id()`` of the object that has
+    #: it there: a copy may have all its attributes, and is another object.
+    _origin: tuple[str, int] | None = None
     #: Which revision of its job this copy was read at or written as.
     _revision: int | None = None
 
@@ -68,6 +69,17 @@ class Persistable:
 _BOOKKEEPING = frozenset(
     {"persistent_id", "changed", "_changed", "_origin", "_revision"}
 )
+
+
+def note(obj: Persistable, **bookkeeping: object) -> None:
+    """Note something on an object about its row; never a change of the object."""
+    # Past __setattr__, which a frozen dataclass has of its own.
+    obj.__dict__.update(bookkeeping)
+
+
+def mark(obj: Persistable, changed: bool) -> None:
+    """Set whether an object is changed, be it frozen or not."""
+    object.__setattr__(obj, "changed", changed)
 
 
 def _without_bookkeeping(attributes: dict[str, object] | None) -> dict[str, object]:

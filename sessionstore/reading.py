@@ -8,11 +8,11 @@ from typing import Any
 
 from sessionstore.decoding import decode, fill
 from sessionstore.errors import DecodeError, LoadError, NotFoundError
-from sessionstore.identity_map import set_unmarked
+from sessionstore.identity_map import IdentityMap, set_unmarked
 from sessionstore.index import Index
 from sessionstore.kept import KeptConnection
 from sessionstore.objects import only
-from sessionstore.persistable import Persistable
+from sessionstore.persistable import Persistable, mark
 from sessionstore.serialization import Row
 
 __all__ = ["each", "load", "refresh", "workflow"]
@@ -26,10 +26,11 @@ def load(
 ) -> tuple[dict[int, Any], dict[int, LoadError]]:
     """Return the objects with these IDs, and why others could not be had."""
     roots = frozenset(keys)
+    identities = index.objects.identities
     decoded = index.objects.load_many(
         keys,
         fetch=lambda kept, ids: index.fetch(kept, ids, roots),
-        adopt=_adopt,
+        adopt=lambda _, obj, row: _adopt(identities, obj, row),
     )
     # A live object may be of another session, or none, and one that was read past
     # the session has no revision yet.
@@ -45,12 +46,12 @@ def load(
     return decoded.objects, decoded.errors
 
 
-def _adopt(object_id: int, obj: Any, row: Row) -> None:
-    obj._revision = row.revision
+def _adopt(identities: IdentityMap, obj: Any, row: Row) -> None:
+    identities.read_at(obj, row.revision)
     execution = getattr(obj, "execution", None)
     if row.revision is not None and hasattr(execution, "returncode"):
         set_unmarked(execution, "returncode", row.returncode)
-    obj.changed = False
+    mark(obj, False)
 
 
 def refresh(index: Index, task: Persistable) -> None:
@@ -80,7 +81,7 @@ def refresh(index: Index, task: Persistable) -> None:
         identities.adopt(decoded.objects)
         decoded.objects[key] = task
         for object_id, obj in decoded.objects.items():
-            _adopt(object_id, obj, decoded.rows[object_id])
+            _adopt(identities, obj, decoded.rows[object_id])
 
     index.database.read(work)
 

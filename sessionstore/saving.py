@@ -11,7 +11,7 @@ from sessionstore.history import Transition, check_transition, clean, state_from
 from sessionstore.index import Index
 from sessionstore.jobs import Job, changed_meanwhile
 from sessionstore.kept import KeptConnection
-from sessionstore.persistable import Persistable
+from sessionstore.persistable import Persistable, note
 from sessionstore.schema import MAX_NAME, fits
 from sessionstore.serialization import Record
 from sessionstore.task import State
@@ -137,7 +137,7 @@ class _GraphWriter:
         if change is not None or job.state != record.state:
             self._enter(record, revision, job.state, change.info if change else "")
         else:
-            obj._revision = revision
+            note(obj, _revision=revision)
 
     def _enter(self, record: Record, revision: int, old: str | None, info: str) -> None:
         self._entries.append(
@@ -152,7 +152,7 @@ class _GraphWriter:
             )
         )
         obj: Any = record.obj
-        obj._revision = revision
+        note(obj, _revision=revision)
 
     def finish(self) -> list[Transition]:
         """Send what was gathered, and return the transitions among it."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,14 @@ from sessionstore import (
     EncodeError,
     FilesystemStore,
     NotFoundError,
+    Persistable,
     SqlStore,
     State,
     Store,
     Task,
     make_store,
 )
+from sessionstore.ids import IdFactory
 
 
 @pytest.fixture(params=["sqlite", "memory", "postgresql", "mariadb", "filesystem"])
@@ -164,11 +168,11 @@ def test_object_of_another_store_is_new_here(store: Store, tmp_path: Path) -> No
 def test_store_pickles_as_its_recipe(store: Store, uri: str) -> None:
     """A copy made by pickling sees the same objects."""
     id_ = store.save(Task("x"))
-    copy = pickle.loads(pickle.dumps(store))
+    twin = pickle.loads(pickle.dumps(store))
     if uri == "sqlite://":  # whose database is this store's alone
-        assert list(copy.list()) == []
+        assert list(twin.list()) == []
     else:
-        assert copy.load(id_).jobname == "x"
+        assert twin.load(id_).jobname == "x"
 
 
 class Vanishing(Task):
@@ -202,3 +206,70 @@ def test_class_of_main_is_warned_about(
     monkeypatch.setattr("__main__.Mine", made, raising=False)
     with pytest.warns(UserWarning, match="__main__"):
         store.save(made())
+
+
+class Frank(Task):
+    """Pickles all that it has, as many a __getstate__ does."""
+
+    def __getstate__(self) -> dict[str, object]:
+        return self.__dict__.copy()
+
+
+class Plain:
+    """An object that knows nothing of stores."""
+
+    name = ""
+
+
+@pytest.mark.parametrize("cls", [Task, Frank, Plain])
+def test_copy_is_another_object(store: Store, cls: type) -> None:
+    """G5: whatever its attributes say, it has no place in the store yet."""
+    original: Any = cls()
+    original.name = "original"
+    id_ = store.save(original)
+    twin = copy.copy(original)
+    twin.name = "copy"
+    assert store.save(twin) != id_
+    store.invalidate_cache()
+    assert store.load(id_).name == "original"
+
+
+def test_plain_object_of_another_store_is_new_here(
+    store: Store, tmp_path: Path
+) -> None:
+    """G5: its ID names nothing in this store."""
+    occupant, thing = Plain(), Plain()
+    there = store.save(occupant)
+    factory = IdFactory(next_id_fn=lambda: there)
+    assert FilesystemStore(tmp_path / "other", idfactory=factory).save(thing) == there
+    assert store.save(thing) != there
+    assert len(store.list()) == 2
+
+
+@dataclass(frozen=True)
+class Frozen(Persistable):
+    """Takes no attribute, after it was made."""
+
+    x: int
+    part: object = None
+
+
+class Strict:
+    """Takes no attribute that it does not know."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise ValueError(f"no field {name!r}")
+
+
+def test_object_that_takes_no_attribute_can_be_stored(store: Store) -> None:
+    """A frozen dataclass, a strict model, a class: saved, and left as they are."""
+    frozen = Frozen(1, Frozen(2))
+    id_ = store.save(frozen)
+    assert store.save(frozen) == id_
+    assert not frozen.changed
+    strict, cls = store.save(Strict()), store.save(Plain)
+    assert not hasattr(Plain, "persistent_id")
+    store.invalidate_cache()
+    assert store.load(id_) == Frozen(1, Frozen(2))
+    assert isinstance(store.load(strict), Strict)
+    assert store.load(cls) is Plain

@@ -465,3 +465,77 @@ def test_session_names_are_told_apart(session: SessionStore) -> None:
         assert len(SessionStore(session.store, name)) == 0
     with pytest.raises(ConfigurationError, match="space"):
         SessionStore(session.store, "one ")
+
+
+@pytest.mark.parametrize("how", ["load", "refresh"])
+def test_what_was_read_before_a_rollback_must_be_read_again(
+    session: SessionStore, other: SessionStore, how: str
+) -> None:
+    """G3: a revision that never came to be is not taken for somebody else's."""
+    task = Task(n=0)
+    id_ = session.add(task)
+
+    def fail() -> Task:
+        with session.transaction():
+            session.transition(id_, State.SUBMITTED)
+            if how == "refresh":
+                session.refresh(task)
+                read.append(task)
+            else:
+                session.store.invalidate_cache()
+                read.append(session.load(id_))
+            raise KeyError
+
+    read: list[Task] = []
+    with pytest.raises(KeyError):
+        fail()
+    other.transition(id_, State.UNKNOWN)
+    [mine] = read
+    mine.n = 1
+    with pytest.raises(ConflictError):
+        session.save(mine)
+    session.refresh(mine)
+    mine.n = 2
+    session.save(mine)
+    assert states(session, id_) == [(None, "NEW"), ("NEW", "UNKNOWN")]
+
+
+def test_removed_task_can_be_added_again_in_the_same_block(
+    session: SessionStore,
+) -> None:
+    """G5: under another ID, as it would be after the block."""
+    task = Task("x")
+    old = session.add(task)
+    with session.transaction():
+        session.remove(old)
+        new = session.add(task)
+    assert new != old
+    assert list(session.ids()) == [new]
+    with pytest.raises(KeyError):
+        with session.transaction():
+            session.remove(new)
+            raise KeyError
+    assert (task.persistent_id, session.load(new)) == (new, task)
+
+
+class Frank(Task):
+    """Pickles all that it has, as many a __getstate__ does."""
+
+    def __getstate__(self) -> dict[str, object]:
+        return self.__dict__.copy()
+
+
+def test_object_that_pickles_everything_is_no_staler_than_others(
+    session: SessionStore,
+) -> None:
+    """G3: the revision in its payload is an old one, and not its own."""
+    id_ = session.add(Frank("x"))
+    for n in range(3):
+        with session.update(id_) as task:
+            task.n = n
+    del task
+    session.store.load(id_)
+    with session.update(id_) as task:
+        task.n = 4
+    task.n = 5
+    session.save(task)
