@@ -59,20 +59,22 @@ class _Decoder:
         self._under_way: list[int] = []
 
     def run(self, ids: Sequence[int]) -> Decoded:
-        decoded = self._decoded
-        batch = ids
-        seen = set(ids)
-        while batch:
-            decoded.rows.update(self._fetch(batch))
-            for object_id in batch:
-                if object_id not in decoded.objects:
-                    self._read(object_id)
-            batch = [i for i in dict.fromkeys(self._todo) if i not in seen]
-            seen.update(batch)
+        self._read_all(ids)
+        seen: set[int] = set()
+        while self._todo:
+            seen.update(ids)
+            ids = [i for i in dict.fromkeys(self._todo) if i not in seen]
             self._todo.clear()
-        if decoded.errors:
+            self._read_all(ids)
+        if self._decoded.errors:
             self._spread_errors()
-        return decoded
+        return self._decoded
+
+    def _read_all(self, ids: Sequence[int]) -> None:
+        self._decoded.rows.update(self._fetch(ids))
+        for object_id in ids:
+            if object_id not in self._decoded.objects:
+                self._read(object_id)
 
     def _read(self, object_id: int) -> None:
         row = self._decoded.rows.get(object_id)
@@ -81,20 +83,23 @@ class _Decoder:
                 f"there is no object with ID {object_id}", id=object_id
             )
             return
+        payload, state = row[:2]
         self._under_way.append(object_id)
         try:
-            if row.payload is None:
+            if payload is None:
                 raise ValueError("its data is NULL")
-            obj = self._loads(bytes(row.payload), self._refer)
-            _set_state(obj, row.state)
+            obj: Any = self._loads(bytes(payload), self._refer)
+            # The column is the truth: a transition changes it and leaves the payload.
+            execution = getattr(obj, "execution", None)
+            if execution is not None and state is not None:
+                _set_state(obj, execution, state)
             if object_id in self._empty:
-                empty = self._empty[object_id]
-                fill(empty, obj)
-                obj = empty
+                fill(self._empty[object_id], obj)
+                obj = self._empty[object_id]
             self._decoded.objects[object_id] = obj
         except Exception as error:
             self._decoded.errors[object_id] = DecodeError(
-                f"object {object_id} of {_class_path(row.payload)} cannot be read: "
+                f"object {object_id} of {_class_path(payload)} cannot be read: "
                 f"{type(error).__name__}: {error}; it stays where it is",
                 id=object_id,
             )
@@ -158,13 +163,11 @@ class _Decoder:
             self._decoded.objects.pop(object_id, None)
 
 
-def _set_state(obj: object, state: str | None) -> None:
-    # The column is the truth: a transition changes it and leaves the payload alone.
-    execution = getattr(obj, "execution", None)
-    if state is None or getattr(execution, "state", state) == state:
+def _set_state(obj: object, execution: Any, state: str) -> None:
+    if getattr(execution, "state", state) == state:
         return
     try:
-        execution.state = _STATES.get(state, state)  # type: ignore[union-attr]
+        execution.state = _STATES.get(state, state)
     except ValueError:
         log.warning("%r cannot have the state %r of its row", obj, state)
 

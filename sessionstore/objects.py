@@ -290,6 +290,8 @@ class ObjectTable:
     ) -> Decoded:
         """Return the live objects with these IDs, reading those that are not live.
 
+        No ID may be given twice.
+
         ``fetch`` reads rows in another way; ``adopt`` is called with each object
         that was read.
         """
@@ -301,7 +303,7 @@ class ObjectTable:
             with self._loading:
                 live = self.identities.live_among(ids)
                 decoded = decode(
-                    [i for i in dict.fromkeys(ids) if i not in live],
+                    [i for i in ids if i not in live] if live else ids,
                     fetch=lambda some: fetch(kept, some),
                     live=self.identities.live,
                     serializer=self.serializer,
@@ -310,7 +312,7 @@ class ObjectTable:
                 if adopt is not None:
                     for object_id, obj in decoded.objects.items():
                         adopt(object_id, obj, decoded.rows[object_id])
-                decoded.objects.update(live)
+                decoded.objects |= live
                 return decoded
 
         return self.database.read(work)

@@ -214,7 +214,7 @@ class SessionStore:
 
     def load_many(self, ids: Iterable[object]) -> dict[int, Any]:
         """Return the objects with these IDs, by ID; as ``load``, in few statements."""
-        keys = [key_of(id_) for id_ in ids]
+        keys = [*dict.fromkeys(map(key_of, ids))]
         loaded, errors = reading.load(self._index, keys)
         for key in keys:
             if key in errors:

@@ -177,7 +177,7 @@ class SqlStore(Store):
 
     def load_many(self, ids: Iterable[object]) -> dict[int, Any]:
         """Return the objects with these IDs, by ID; as ``load``, in few statements."""
-        keys = [key_of(id_) for id_ in ids]
+        keys = [*dict.fromkeys(map(key_of, ids))]
         decoded = self._objects.load_many(keys)
         return {key: only(decoded, key) for key in keys}
 
