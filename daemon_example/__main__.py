@@ -168,24 +168,24 @@ def detach(
         signal_map={},  # the loop's own handlers are still to come
     )
     code = 1
-    with context, os.fdopen(writer, "w") as pipe:
-        try:
+    pipe = os.fdopen(writer, "w")
+
+    def tell(text: str) -> None:
+        with suppress(ValueError):  # it is closed: nobody waits for the start any more
+            pipe.write(text)
+            pipe.close()
+
+    try:
+        with context:
             handler = logging.handlers.WatchedFileHandler(found.spool / "daemon.log")
             format_ = "%(asctime)s %(levelname)s %(message)s"
             logging.basicConfig(level=logging.INFO, format=format_, handlers=[handler])
-
-            def ready() -> None:
-                pipe.write("ready")
-                pipe.close()
-
-            code = work(options, found, lock, ready)
-        except BaseException as error:
-            log.exception("the daemon failed")
-            if not pipe.closed:
-                pipe.write(one_line(str(error)))
-                pipe.close()
-        finally:
-            os._exit(code)
+            code = work(options, found, lock, ready=lambda: tell("ready"))
+    except BaseException as error:
+        log.exception("the daemon failed")
+        tell(one_line(str(error)))
+    finally:
+        os._exit(code)
 
 
 def stop(options: argparse.Namespace) -> int:

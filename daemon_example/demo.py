@@ -122,7 +122,7 @@ def table(names: dict[int, str], histories: dict[int, list[Transition]]) -> Tabl
             str(last.to_state),
             f"{last.at:%H:%M:%S}",
             last.info if last.to_state in (State.TERMINATED, State.UNKNOWN) else "",
-            style=COLORS.get(last.to_state),
+            style="red" if last.returncode else COLORS.get(last.to_state),
         )
     return result
 

@@ -91,7 +91,7 @@ class Supervisor:
                 # The lock on the spool folder tells that no other daemon has our mark.
                 if id_ not in self.workers.values() and self._is_ours(id_):
                     self._end_command(id_)
-                    self._lost[id_] = why
+                    self._lost.setdefault(id_, why)
 
     def _is_ours(self, id_: int) -> bool:
         taken = [e for e in self._session.history(id_) if e.to_state == State.SUBMITTED]
