@@ -4,29 +4,16 @@ from __future__ import annotations
 
 import argparse
 import io
-import logging
-import logging.handlers
 import os
-import signal
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
-import daemon
-import psutil
-
-from daemon_example import demo, instance, settings
-from daemon_example.settings import Settings
-from daemon_example.signals import Signals
-from daemon_example.spool import Spool, new_task
-from daemon_example.supervisor import Supervisor
+from daemon_example import demo, instance, service, settings
+from daemon_example.settings import UserError
+from daemon_example.spool import new_task
 from sessionstore import SessionStore, SessionStoreError
-
-log = logging.getLogger("daemon_example")
-
-STOP = (signal.SIGTERM, signal.SIGINT)
 
 
 class Parser(argparse.ArgumentParser):
@@ -64,9 +51,9 @@ def parser() -> Parser:
         command.set_defaults(command=function)
         return command
 
-    add(run, working)
-    add(start, working)
-    add(stop)
+    add(service.run, working)
+    add(service.start, working)
+    add(service.stop)
     add(status)
     command = add(submit)
     command.add_argument("--name", default="", help="the task's name")
@@ -93,116 +80,14 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
-    except (
-        SessionStoreError,
-        settings.SettingsError,
-        instance.AlreadyRunningError,
-        OSError,
-    ) as error:
-        return fail(str(error))
-
-
-def fail(message: str) -> int:
-    """Complain in one line, and return the exit status that goes with it."""
-    print(f"daemon-example: {one_line(message)}", file=sys.stderr)
-    return 1
+    except (SessionStoreError, UserError, OSError) as error:
+        print(f"daemon-example: {one_line(str(error))}", file=sys.stderr)
+        return 1
 
 
 def one_line(text: str) -> str:
     """Return text without what could disturb a terminal or a list."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
-
-
-def run(options: argparse.Namespace) -> int:
-    """Work in the foreground until a signal comes."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
-    found = settings.load(options)
-    os.umask(0o077)
-    Spool(found.spool)
-    return work(options, found, instance.lock(found.spool), lambda: None)
-
-
-def work(
-    options: argparse.Namespace, found: Settings, lock: int, ready: Callable[[], None]
-) -> int:
-    """Be the daemon."""
-    signals = Signals(*STOP, signal.SIGHUP, signal.SIGCHLD)
-    instance.write_pid(lock)
-    with SessionStore(found.url, found.session) as session:
-        supervisor = Supervisor(session, found, lock, signals)
-        supervisor.run(ready, lambda: settings.load(options))
-    return 0
-
-
-def start(options: argparse.Namespace) -> int:
-    """Work detached; return when the daemon is ready, or say why it is not."""
-    found = settings.load(options)
-    Spool(found.spool)
-    lock = instance.lock(found.spool)
-    reader, writer = os.pipe()
-    if os.fork() == 0:
-        try:
-            detach(options, found, lock, writer)
-        finally:
-            os._exit(1)
-    os.close(writer)
-    with os.fdopen(reader) as pipe:
-        said = pipe.read()
-    if said == "ready":
-        print(f"the daemon works on {found.spool}")
-        return 0
-    return fail(f"the daemon did not start: {said or f'see {found.spool}/daemon.log'}")
-
-
-def detach(
-    options: argparse.Namespace, found: Settings, lock: int, writer: int
-) -> NoReturn:
-    """Become a daemon and work; tell ``writer`` when it is ready, or why not."""
-    # The context closes every descriptor that it is not told of: the log and the
-    # database are opened after it.
-    context = daemon.DaemonContext(
-        detach_process=True,
-        umask=0o077,
-        working_directory=os.getcwd(),  # paths mean the same as in the foreground
-        files_preserve=[lock, writer],
-        signal_map={},  # the loop's own handlers are still to come
-    )
-    code = 1
-    pipe = os.fdopen(writer, "w")
-
-    def tell(text: str) -> None:
-        with suppress(ValueError):  # it is closed: nobody waits for the start any more
-            pipe.write(text)
-            pipe.close()
-
-    try:
-        with context:
-            handler = logging.handlers.WatchedFileHandler(found.spool / "daemon.log")
-            format_ = "%(asctime)s %(levelname)s %(message)s"
-            logging.basicConfig(level=logging.INFO, format=format_, handlers=[handler])
-            code = work(options, found, lock, ready=lambda: tell("ready"))
-    except BaseException as error:
-        log.exception("the daemon failed")
-        tell(one_line(str(error)))
-    finally:
-        os._exit(code)
-
-
-def stop(options: argparse.Namespace) -> int:
-    """Stop the daemon gracefully, and wait for its end."""
-    spool = settings.load(options).spool
-    pid = instance.running(spool)
-    if pid is None:
-        print(f"no daemon works on {spool}")
-        return 0
-    with suppress(psutil.NoSuchProcess):
-        process = psutil.Process(pid)
-        try:
-            process.terminate()
-        except psutil.AccessDenied:
-            return fail(f"the daemon, PID {pid}, belongs to {process.username()}")
-        process.wait()
-    return 0
 
 
 def status(options: argparse.Namespace) -> int:

@@ -8,9 +8,7 @@ from pathlib import Path
 
 import psutil
 
-
-class AlreadyRunningError(Exception):
-    """Another daemon works on this spool folder."""
+from daemon_example.settings import UserError
 
 
 def lock(spool: Path) -> int:
@@ -20,7 +18,7 @@ def lock(spool: Path) -> int:
     never keeps the next one from starting.  A forked child closes the descriptor;
     if it unlocked, it would do so for its parent too.
 
-    Raises AlreadyRunningError if another process has it.
+    Raises UserError if another process has it.
     """
     file = os.open(spool / "daemon.pid", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
@@ -28,7 +26,7 @@ def lock(spool: Path) -> int:
     except BlockingIOError:
         os.close(file)
         pid = running(spool)
-        raise AlreadyRunningError(
+        raise UserError(
             f"a daemon{f' (PID {pid})' if pid else ''} already works on {spool}; "
             "stop it first, or choose another --spool"
         ) from None

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import tomllib
 from argparse import Namespace
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 
-class SettingsError(Exception):
-    """A setting that cannot be used."""
+class UserError(Exception):
+    """What the user of the command line is told, in one line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,8 +19,9 @@ class Settings:
     """The daemon's settings."""
 
     spool: Path = Path("spool")
-    #: A database URL; an SQLite file in the spool folder if it is empty.
-    store: str = ""
+    #: A database URL; an SQLite file in the spool folder if it is empty.  It may have
+    #: a password, which no log is to show.
+    store: str = field(default="", repr=False)
     session: str = "default"
     #: How many tasks run at once.
     workers: int = 2
@@ -38,12 +39,12 @@ class Settings:
 def load(options: Namespace) -> Settings:
     """Return the settings: options go before the environment, that before the file.
 
-    Raises SettingsError, naming the setting.
+    Raises UserError, naming the setting.
     """
     file = _read(options.config) if options.config else {}
     known = asdict(Settings())
     if unknown := file.keys() - known:
-        raise SettingsError(
+        raise UserError(
             f"{options.config} has the unknown setting {min(unknown)!r}; there are "
             f"{', '.join(known)}"
         )
@@ -57,10 +58,10 @@ def load(options: Namespace) -> Settings:
         try:
             values[name] = type(default)(value)
         except (TypeError, ValueError):
-            raise SettingsError(f"{name} cannot be {value!r}") from None
+            raise UserError(f"{name} cannot be {value!r}") from None
     values["spool"] = values["spool"].absolute()
     if min(values["workers"], values["attempts"]) < 1 or not values["grace"] >= 0:
-        raise SettingsError("workers and attempts begin at 1, grace at 0 seconds")
+        raise UserError("workers and attempts begin at 1, grace at 0 seconds")
     return Settings(**values)
 
 
@@ -68,6 +69,6 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text())
     except OSError as error:
-        raise SettingsError(f"cannot read {path}: {error.strerror}") from error
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
-        raise SettingsError(f"{path} is no TOML: {error}") from error
+        raise UserError(f"{path} is no TOML: {error}") from error

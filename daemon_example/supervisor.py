@@ -9,10 +9,11 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from itertools import chain
 
 from daemon_example.notify import notify
-from daemon_example.settings import Settings, SettingsError
+from daemon_example.settings import Settings, UserError
 from daemon_example.signals import Signals
 from daemon_example.spool import Spool
 from daemon_example.worker import end_group, ending, work
@@ -24,6 +25,7 @@ from sessionstore import (
     SessionStore,
     State,
     StoreUnavailableError,
+    Transition,
 )
 
 log = logging.getLogger(__name__)
@@ -36,8 +38,8 @@ UNDER_WAY = (State.SUBMITTED, State.RUNNING, State.TERMINATING)
 class Supervisor:
     """One daemon's loop.
 
-    Daemons with spool folders of their own can share a session: each takes a task
-    by compare-and-set, and writes its mark into the history as it does.
+    Daemons with spool folders of their own can share a session: each takes tasks by
+    compare-and-set, and its mark in their history tells what is for it to pick up.
     """
 
     def __init__(
@@ -94,26 +96,39 @@ class Supervisor:
                     self._lost.setdefault(id_, why)
 
     def _is_ours(self, id_: int) -> bool:
-        taken = [e for e in self._session.history(id_) if e.to_state == State.SUBMITTED]
+        taken = [e for e in self._history(id_) if e.to_state == State.SUBMITTED]
         return bool(taken) and taken[-1].info == self._mark
 
     def _end_command(self, id_: int) -> None:
         try:
             worker = getattr(self._session.load(id_), "worker", None)
-        except DecodeError as error:
+        except (DecodeError, NotFoundError) as error:
             log.warning("a command may still run: %s", error)
             return
         if worker is not None:
             end_group(*worker)
+
+    def _history(self, id_: int) -> list[Transition]:
+        try:
+            return self._session.history(id_)
+        except NotFoundError:
+            return []  # somebody removed it meanwhile
 
     def _act_on_signals(self, reload: Callable[[], Settings]) -> None:
         for number in self._signals.take():
             if number == signal.SIGHUP:
                 notify(RELOADING=1, MONOTONIC_USEC=time.monotonic_ns() // 1000)
                 try:
-                    self._settings = reload()
+                    new = reload()
+                    # The spool and the session stay those that are open.
+                    self._settings = replace(
+                        self._settings,
+                        workers=new.workers,
+                        attempts=new.attempts,
+                        grace=new.grace,
+                    )
                     log.info("the settings are now %s", self._settings)
-                except SettingsError as error:
+                except UserError as error:
                     log.error("the old settings stay: %s", error)
                 notify(READY=1)
             elif number != signal.SIGCHLD and not self._is_stopping:

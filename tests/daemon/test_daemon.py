@@ -267,6 +267,7 @@ def test_reload_takes_good_settings_and_refuses_bad_ones(
     config.write_text("workers = 2\ngrace = 0")
     os.kill(cli.pid(), signal.SIGHUP)
     until(lambda: log.exists() and "workers=2" in log.read_text())
+    assert cli.url not in log.read_text()
     session = cli.session()
     session.add_many(Task("", command=["sleep", "300"]) for _ in range(3))
     until(lambda: session.counts() == {State.RUNNING: 2, State.NEW: 1})
