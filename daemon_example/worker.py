@@ -36,7 +36,8 @@ def work(session: SessionStore, id_: int, output: Path) -> None:
     """Take a SUBMITTED task to its end.
 
     The worker leads a process group of its own, and that is written into the task
-    before the command starts: whoever comes later can end what is left of it.
+    before the command starts: whoever comes later can end what is left of it.  What
+    a command puts into a session of its own, as setsid(1) does, is on its own.
     """
     os.setsid()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
