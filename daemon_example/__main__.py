@@ -10,10 +10,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from daemon_example import demo, instance, service, settings
+from daemon_example import instance, settings
 from daemon_example.settings import UserError
 from daemon_example.spool import new_task
 from sessionstore import SessionStore, SessionStoreError
+
+try:
+    from daemon_example import demo, service
+except ModuleNotFoundError as error:
+    sys.exit(f"daemon-example: {error}; pip install 'sessionstore[daemon]'")
 
 
 class Parser(argparse.ArgumentParser):

@@ -46,10 +46,12 @@ def work(session: SessionStore, id_: int, output: Path) -> None:
         signal.signal(number, lambda *_: None)
     try:
         task = patiently(lambda: session.load(id_))
-        if not is_command(getattr(task, "command", None)):
-            raise ValueError("it has no command")
-    except (DecodeError, ValueError) as error:
-        info = f"cannot be run: {error}"
+        has_command = is_command(getattr(task, "command", None))
+        problem = "" if has_command else "it has no command"
+    except DecodeError as error:
+        problem = str(error)
+    if problem:
+        info = f"cannot be run: {problem}"
         ended: dict[str, Any] = {"returncode": CANNOT_RUN, "info": info}
         record(session, id_, State.TERMINATED, expect=State.SUBMITTED, **ended)
         return

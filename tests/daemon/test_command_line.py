@@ -67,6 +67,21 @@ def test_bad_input_is_one_line_and_a_status(
     assert "s3cret" not in err
 
 
+@pytest.mark.parametrize("module", ["daemon", "rich"])
+def test_missing_extra_is_named(module: str) -> None:
+    """Installed without its extra, the script says what to install."""
+    code = (
+        f"import sys, runpy; sys.modules[{module!r}] = None\n"
+        "runpy.run_module('daemon_example', run_name='__main__')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert "pip install 'sessionstore[daemon]'" in done.stderr
+
+
 def test_any_command_line_can_be_submitted(cli: Cli) -> None:
     """Dashes, no text, and bytes that are no text come through as they are."""
     commands = [["sh", "-c", "x", "--", "-y"], ["--"], [""], ["é\n\x1b[31m", "\udcff"]]
