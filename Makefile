@@ -5,7 +5,7 @@ VENV ?= .venv
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
-.PHONY: bench check test test-all clean
+.PHONY: bench check test test-all demo clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "CPython 3.11 or later is needed; name one with PYTHON=")'
@@ -39,8 +39,12 @@ $(VENV)/.installed-bench: $(VENV)/.installed
 	$(VENV)/bin/pip install --quiet --editable '.[bench]'
 	touch $@
 
+# By the environment: a command line is shown to everybody, and make prints it.
+ifdef URL
+demo: export DAEMON_EXAMPLE_STORE = $(URL)
+endif
 demo: $(VENV)/.installed
-	$(VENV)/bin/python -m daemon_example demo $(if $(URL),--store '$(URL)')
+	$(VENV)/bin/python -m daemon_example demo
 
 clean:
 	rm -rf $(VENV) .venv-* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

@@ -8,58 +8,50 @@ from pathlib import Path
 
 import psutil
 
-
-class AlreadyRunningError(Exception):
-    """Another daemon works on this spool folder."""
+from daemon_example.settings import UserError
 
 
-class Instance:
-    """The lock that a daemon holds for its life, with its PID in the file.
+def lock(spool: Path) -> int:
+    """Lock a spool folder, and return the descriptor that holds the lock.
 
-    The kernel gives the lock back however the daemon dies, so that a file left
-    behind never keeps the next one from starting.
+    The kernel gives it back however the daemon dies, so that a file left behind
+    never keeps the next one from starting.  A forked child closes the descriptor;
+    if it unlocked, it would do so for its parent too.
+
+    Raises UserError if another process has it.
     """
+    file = os.open(spool / "daemon.pid", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(file)
+        pid = running(spool)
+        raise UserError(
+            f"a daemon{f' (PID {pid})' if pid else ''} already works on {spool}; "
+            "stop it first, or choose another --spool"
+        ) from None
+    return file
 
-    def __init__(self, spool: Path) -> None:
-        self._path = spool / "daemon.pid"
-        self._file: int | None = None
 
-    def acquire(self) -> int:
-        """Take the lock and return its descriptor.
+def write_pid(file: int) -> None:
+    """Note in the locked file which process is the daemon."""
+    # Of one length, in one write: nobody reads half of it and half of an older one.
+    os.pwrite(file, f"{os.getpid():10} {started(os.getpid()):20.2f}\n".encode(), 0)
 
-        Raises AlreadyRunningError if another process has it.
-        """
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(descriptor)
-            raise AlreadyRunningError(
-                f"a daemon (PID {self.pid()}) already works on {self._path.parent}; "
-                "stop it first, or choose another --spool"
-            ) from None
-        self._file = descriptor
-        return descriptor
 
-    def write_pid(self) -> None:
-        """Note who holds the lock: the PID, and when that process was started."""
-        assert self._file is not None
-        me = psutil.Process()
-        os.ftruncate(self._file, 0)
-        os.pwrite(self._file, f"{me.pid} {me.create_time()}\n".encode(), 0)
+def running(spool: Path) -> int | None:
+    """Return the PID of the daemon that works on a spool folder, None if none does."""
+    try:
+        pid, began = (spool / "daemon.pid").read_text(errors="replace").split()
+        return int(pid) if started(int(pid)) == float(began) else None
+    except (FileNotFoundError, ValueError, OverflowError, psutil.NoSuchProcess):
+        return None
 
-    def leave_to_parent(self) -> None:
-        """Close the descriptor in a forked child; unlocking would be for both."""
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
 
-    def pid(self) -> int | None:
-        """Return the PID of the daemon that runs, None if none does."""
-        try:
-            pid, started = self._path.read_text().split()
-            process = psutil.Process(int(pid))
-            # Another process may have got the PID of a daemon that was killed.
-            return process.pid if process.create_time() == float(started) else None
-        except (OSError, ValueError, psutil.NoSuchProcess):
-            return None
+def started(pid: int) -> float:
+    """Return how many seconds after the host's boot a process was started.
+
+    It tells the process from a later one with the same PID, and unlike the time of
+    day it stays the same when somebody sets the clock.
+    """
+    return round(psutil.Process(pid).create_time() - psutil.boot_time(), 2)

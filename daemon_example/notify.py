@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-import time
+from contextlib import suppress
 
 
 def notify(**variables: object) -> None:
@@ -15,10 +15,6 @@ def notify(**variables: object) -> None:
     if address.startswith("@"):  # an abstract socket's name begins with NUL
         address = "\0" + address[1:]
     text = "\n".join(f"{name}={value}" for name, value in variables.items())
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+    # A manager that does not listen must not stop the work.
+    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.sendto(text.encode(), address)
-
-
-def monotonic_usec() -> int:
-    """Return the instant that a reload has to be stamped with."""
-    return time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000

@@ -1,17 +1,17 @@
-"""What can be configured, and from where: options, environment, a file."""
+"""What can be set, and from where: options, the environment, a file."""
 
 from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from argparse import Namespace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 
-class SettingsError(Exception):
-    """A setting that cannot be used."""
+class UserError(Exception):
+    """What the user of the command line is told, in one line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,8 +19,9 @@ class Settings:
     """The daemon's settings."""
 
     spool: Path = Path("spool")
-    #: A database URL; an SQLite file in the spool folder if it is empty.
-    store: str = ""
+    #: A database URL; an SQLite file in the spool folder if it is empty.  It may have
+    #: a password, which no log is to show.
+    store: str = field(default="", repr=False)
     session: str = "default"
     #: How many tasks run at once.
     workers: int = 2
@@ -32,46 +33,42 @@ class Settings:
     @property
     def url(self) -> str:
         """The database's URL."""
-        return self.store or f"sqlite:///{self.spool.absolute()}/tasks.db"
+        return self.store or f"sqlite:///{self.spool}/tasks.db"
 
 
-def load(options: Mapping[str, Any], config: Path | None) -> Settings:
+def load(options: Namespace) -> Settings:
     """Return the settings: options go before the environment, that before the file.
 
-    Raises SettingsError, naming the setting and where it came from.
+    Raises UserError, naming the setting.
     """
+    file = _read(options.config) if options.config else {}
+    known = asdict(Settings())
+    if unknown := file.keys() - known:
+        raise UserError(
+            f"{options.config} has the unknown setting {min(unknown)!r}; there are "
+            f"{', '.join(known)}"
+        )
     values: dict[str, Any] = {}
-    if config is not None:
+    for name, default in known.items():
+        value = getattr(options, name, None)
+        if value is None:
+            value = os.environ.get(f"DAEMON_EXAMPLE_{name.upper()}", file.get(name))
+        if value is None:
+            value = default
         try:
-            values = tomllib.loads(config.read_text())
-        except OSError as error:
-            raise SettingsError(f"cannot read {config}: {error.strerror}") from error
-        except ValueError as error:
-            raise SettingsError(f"{config} is no TOML: {error}") from error
-    known = {field.name for field in fields(Settings)}
-    unknown = sorted(values.keys() - known)
-    if unknown:
-        raise SettingsError(
-            f"{config} has the unknown setting {unknown[0]!r}; there are "
-            f"{', '.join(sorted(known))}"
-        )
-    for name in known:
-        variable = f"DAEMON_EXAMPLE_{name.upper()}"
-        if variable in os.environ:
-            values[name] = os.environ[variable]
-        if options.get(name) is not None:
-            values[name] = options[name]
+            values[name] = type(default)(value)
+        except (TypeError, ValueError):
+            raise UserError(f"{name} cannot be {value!r}") from None
+    values["spool"] = values["spool"].absolute()
+    if min(values["workers"], values["attempts"]) < 1 or not values["grace"] >= 0:
+        raise UserError("workers and attempts begin at 1, grace at 0 seconds")
+    return Settings(**values)
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
-        settings = Settings(
-            spool=Path(values.get("spool", "spool")).absolute(),
-            store=str(values.get("store", "")),
-            session=str(values.get("session", "default")),
-            workers=int(values.get("workers", 2)),
-            attempts=int(values.get("attempts", 3)),
-            grace=float(values.get("grace", 10.0)),
-        )
-    except (TypeError, ValueError) as error:
-        raise SettingsError(f"a setting is no number: {error}") from error
-    if settings.workers < 1 or settings.attempts < 1 or not settings.grace >= 0:
-        raise SettingsError("workers and attempts begin at 1, and grace at 0 seconds")
-    return settings
+        return tomllib.loads(path.read_text())
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{path} is no TOML: {error}") from error

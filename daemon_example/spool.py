@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import time
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TypeGuard
 
 from sessionstore import SessionStore, Task
 
@@ -21,20 +20,21 @@ class Spool:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for name in ("new", "taken", "done", "bad", "output"):
-            (folder / name).mkdir(mode=0o700, parents=True, exist_ok=True)
+            (folder / name).mkdir(mode=0o700, exist_ok=True)
 
-    def take(self, session: SessionStore) -> None:
-        """Add the waiting files' jobs to the session."""
-        for path in sorted((self.folder / "new").glob("*.toml")):
-            # The name becomes unique, and is kept in the task: a daemon that dies
-            # between adding the task and moving the file can tell so afterwards.
-            taken = self.folder / "taken" / f"{time.time_ns()}-{path.name}"
-            path.rename(taken)
+    def take(self, session: SessionStore, limit: int = 100) -> None:
+        """Add some of the waiting files' jobs to the session."""
+        for path in sorted((self.folder / "new").glob("[!.]*.toml"))[:limit]:
+            # The name becomes unique, and is kept in the task: if we die between
+            # adding the task and moving the file, that can be told afterwards.
+            name = f"{time.time_ns()}-{path.stem[:50]}.toml"
+            taken = path.rename(self.folder / "taken" / name)
             self._add(taken, session)
 
-    def finish_interrupted(self, session: SessionStore) -> None:
-        """Deal with the files that a daemon was taking when it died."""
+    def finish(self, session: SessionStore) -> None:
+        """Deal with the files whose taking was interrupted."""
         left = list((self.folder / "taken").iterdir())
         if not left:
             return
@@ -47,42 +47,49 @@ class Spool:
 
     def _add(self, path: Path, session: SessionStore) -> None:
         try:
-            name, command = read_job(path)
-        except ValueError as error:
+            task = read_job(path)
+        except (OSError, ValueError, RecursionError) as error:
             bad = self.folder / "bad" / path.name
-            bad.with_suffix(".reason").write_text(f"{error}\n")
+            reason = f"{path.name}: {error}\n".encode(errors="backslashreplace")
+            bad.with_suffix(".reason").write_bytes(reason)
             path.rename(bad)
             return
-        session.add(new_task(command, name=name, spool_file=path.name))
+        task.spool_file = path.name
+        session.add(task)
         path.rename(self.folder / "done" / path.name)
 
     def output(self, id_: int) -> Path:
         """Return where a task's command writes."""
         return self.folder / "output" / str(id_)
 
-    def waiting(self) -> Iterator[Path]:
-        """Go through the files that are not tasks yet."""
-        return (self.folder / "new").glob("*.toml")
 
-
-def new_task(command: list[str], *, name: str = "", **attributes: object) -> Task:
+def new_task(command: list[str], name: str = "") -> Task:
     """Return a task that is to run a command."""
-    return Task(name or os.path.basename(command[0]), command=command, **attributes)
+    return Task(name or os.path.basename(command[0]), command=command)
 
 
-def read_job(path: Path) -> tuple[str, list[str]]:
-    """Return a job file's name and command, or raise ValueError with the reason."""
+def is_command(value: object) -> TypeGuard[list[str]]:
+    """Tell whether a value is a command line: a program and its arguments."""
+    return (
+        isinstance(value, list)
+        and len(value) > 0
+        and all(isinstance(word, str) for word in value)
+    )
+
+
+def read_job(path: Path) -> Task:
+    """Return the task that a job file describes; raise ValueError with the reason."""
+    if not path.is_file():
+        raise ValueError("not a file")
     try:
-        job: dict[str, Any] = tomllib.loads(path.read_text())
+        job = tomllib.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path.name} is no TOML: {error}") from error
-    command = job.get("command")
-    if (
-        not isinstance(command, list)
-        or not command
-        or not all(isinstance(word, str) for word in command)
-    ):
-        raise ValueError(
-            f"{path.name} has no command; write it like command = ['wc', '-l', 'file']"
-        )
-    return str(job.get("name", "")), command
+        raise ValueError(f"no TOML: {error}") from error
+    if unknown := job.keys() - {"command", "name"}:
+        raise ValueError(f"unknown key {min(unknown)!r}; there are command and name")
+    command, name = job.get("command"), job.get("name", "")
+    if not is_command(command):
+        raise ValueError("no command; write it like command = ['wc', '-l', 'file']")
+    if not isinstance(name, str):
+        raise ValueError("the name is no string")
+    return new_task(command, name)

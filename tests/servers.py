@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import psycopg
@@ -38,6 +39,18 @@ class Server:
     process: subprocess.Popen[bytes]
     folder: Path
     stop_signal: signal.Signals
+    user: str | None
+
+    def kill(self) -> None:
+        """End the server as a crash does."""
+        self.process.kill()
+        self.process.wait()
+
+    def start_again(self) -> None:
+        """Start a server that was killed, on the same data and port."""
+        self.process = _process(
+            self.process.args, self.folder, self.user, self.stop_signal
+        )
 
     def stop(self) -> None:
         """End the server and remove its data."""
@@ -167,15 +180,21 @@ def _start(
     user: str | None,
     stop_signal: signal.Signals,
 ) -> Server:
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
+    process = _process(command, folder, user, stop_signal)
+    return Server(url, process, folder, stop_signal, user)
+
+
+def _process(
+    command: Any, folder: Path, user: str | None, stop_signal: signal.Signals
+) -> subprocess.Popen[bytes]:
+    with (folder / "log").open("ab") as log:
+        return subprocess.Popen(
             command,
             stdout=log,
             stderr=log,
             user=user,
             preexec_fn=functools.partial(end_with_parent, stop_signal),
         )
-    return Server(url, process, folder, stop_signal)
 
 
 def end_with_parent(stop_signal: signal.Signals) -> None:

@@ -1,0 +1,123 @@
+"""The daemon's own life: in the foreground, detached, and its end."""
+
+from __future__ import annotations
+
+import logging
+import logging.handlers
+import os
+import signal
+from argparse import Namespace
+from collections.abc import Callable
+from contextlib import suppress
+from typing import NoReturn
+
+import daemon
+import psutil
+
+from daemon_example import instance
+from daemon_example.settings import Settings, UserError, load
+from daemon_example.signals import Signals
+from daemon_example.spool import Spool
+from daemon_example.supervisor import Supervisor
+from sessionstore import SessionStore
+
+log = logging.getLogger(__name__)
+
+
+def run(options: Namespace) -> int:
+    """Work in the foreground until a signal comes."""
+    log_to(logging.StreamHandler(), "%(levelname)s %(message)s")
+    found = load(options)
+    os.umask(0o077)
+    Spool(found.spool)
+    return work(options, found, instance.lock(found.spool), lambda: None)
+
+
+def work(
+    options: Namespace, found: Settings, lock: int, ready: Callable[[], None]
+) -> int:
+    """Be the daemon."""
+    signals = Signals(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
+    instance.write_pid(lock)
+    with SessionStore(found.url, found.session) as session:
+        supervisor = Supervisor(session, found, lock, signals)
+        supervisor.run(ready, lambda: load(options))
+    return 0
+
+
+def log_to(handler: logging.Handler, format_: str) -> None:
+    """Log what the daemon does, and not how Alembic makes the tables."""
+    logging.basicConfig(level=logging.INFO, format=format_, handlers=[handler])
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+
+
+def start(options: Namespace) -> int:
+    """Work detached; return when the daemon is ready, or say why it is not."""
+    found = load(options)
+    Spool(found.spool)
+    lock = instance.lock(found.spool)
+    reader, writer = os.pipe()
+    if os.fork() == 0:
+        try:
+            detach(options, found, lock, writer)
+        finally:
+            os._exit(1)
+    os.close(writer)
+    with os.fdopen(reader) as pipe:
+        said = pipe.read()
+    if said == "ready":
+        print(f"the daemon works on {found.spool}")
+        return 0
+    said = said or f"see {found.spool}/daemon.log"
+    raise UserError(f"the daemon did not start: {said}")
+
+
+def detach(options: Namespace, found: Settings, lock: int, writer: int) -> NoReturn:
+    """Become a daemon and work; tell ``writer`` when it is ready, or why not."""
+    # The context closes every descriptor that it is not told of: the log and the
+    # database are opened after it.
+    context = daemon.DaemonContext(
+        detach_process=True,
+        umask=0o077,
+        working_directory=os.getcwd(),  # paths mean the same as in the foreground
+        files_preserve=[lock, writer],
+        signal_map={},  # the loop's own handlers are still to come
+    )
+    code = 1
+    pipe = os.fdopen(writer, "w")
+
+    def tell(text: str) -> None:
+        # It is closed, or its reader is gone: nobody waits for the start any more.
+        with suppress(ValueError, OSError):
+            pipe.write(text)
+            pipe.close()
+
+    try:
+        with context:
+            handler = logging.handlers.WatchedFileHandler(found.spool / "daemon.log")
+            log_to(handler, "%(asctime)s %(levelname)s %(message)s")
+            code = work(options, found, lock, ready=lambda: tell("ready"))
+    except BaseException as error:
+        log.exception("the daemon failed")
+        tell(str(error))
+    finally:
+        os._exit(code)
+
+
+def stop(options: Namespace) -> int:
+    """Stop the daemon gracefully, and wait for its end."""
+    spool = load(options).spool
+    pid = instance.running(spool)
+    if pid is None:
+        print(f"no daemon works on {spool}")
+        return 0
+    with suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        try:
+            process.terminate()
+        except psutil.AccessDenied:
+            raise UserError(
+                f"the daemon, PID {pid}, belongs to {process.username()}"
+            ) from None
+        process.wait()
+    return 0
