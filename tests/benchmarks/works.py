@@ -7,6 +7,7 @@ A few targets are absolute, in seconds, milliseconds or MiB: less is better.
 
 from __future__ import annotations
 
+import cProfile
 import itertools
 import random
 from collections.abc import Callable, Iterator, Mapping
@@ -33,13 +34,26 @@ class Work:
     share: float
     measure: Callable[..., Any]
 
+    def _rounds(self, bench: Bench) -> int:
+        return max(1, round(bench.scale.rounds * self.share))
+
     def samples(self, bench: Bench) -> list[float]:
         """Measure it: a Duel's ratios, or samples of the function's own making."""
-        rounds = max(1, round(bench.scale.rounds * self.share))
+        rounds = self._rounds(bench)
         if self.unit == "x":
             duel: Duel = self.measure(bench)
             return duel.ratios(rounds)
         return [*itertools.islice(self.measure(bench), rounds)]
+
+    def profile(self, bench: Bench) -> cProfile.Profile:
+        """Say where the package's side of a Duel spends its time."""
+        duel: Duel = self.measure(bench)
+        profiler = cProfile.Profile()
+        duel.ours.seconds()  # what is done once is not what is looked for
+        for _ in range(self._rounds(bench)):
+            argument = duel.ours.prepare()
+            profiler.runcall(duel.ours.run, argument)
+        return profiler
 
     def is_met(self, backend: str, value: float) -> bool:
         """Say whether a median is as good as it should be."""
