@@ -35,12 +35,13 @@ def main() -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
     for backend in options.backend or BACKENDS:
+        works = [work for work in chosen if backend in work.targets]
+        if not works:
+            continue
         with ExitStack() as stack:
             bench = _bench(stack, backend, scale)
             stack.callback(bench.done)
-            for work in chosen:
-                if backend not in work.targets:
-                    continue
+            for work in works:
                 console.print(f"[dim]{backend}: {work.title}")
                 if not options.profile:
                     samples = work.samples(bench)
