@@ -172,7 +172,7 @@ def transition(bench: Bench) -> Duel:
 
 @_work(
     "transition of a large object, x that of a small one",
-    share=0.5,
+    share=0.25,
     sqlite=0.9,
     postgresql=0.9,
 )
@@ -195,7 +195,7 @@ def transition_large(bench: Bench) -> Duel:
 # Many in one commit
 
 
-@_work("SqlStore.save_many", share=0.2, sqlite=0.6, postgresql=0.4)
+@_work("SqlStore.save_many", share=0.1, sqlite=0.6, postgresql=0.4)
 def save_many(bench: Bench) -> Duel:
     pair, bulk = bench.pair(), bench.scale.bulk
     return Duel(
@@ -204,7 +204,7 @@ def save_many(bench: Bench) -> Duel:
     )
 
 
-@_work("SessionStore.add_many", share=0.2, sqlite=0.6, postgresql=0.4)
+@_work("SessionStore.add_many", share=0.1, sqlite=0.6, postgresql=0.4)
 def add_many(bench: Bench) -> Duel:
     pair, bulk = bench.pair(), bench.scale.bulk
     return Duel(
@@ -253,7 +253,7 @@ def counts(bench: Bench) -> Duel:
     return Duel(Side(lambda _: session.counts()), Side(lambda _: raw.counts()))
 
 
-@_work("SessionStore.ids, large session", share=0.5, sqlite=0.5, postgresql=0.6)
+@_work("SessionStore.ids, large session", share=0.25, sqlite=0.5, postgresql=0.6)
 def ids(bench: Bench) -> Duel:
     url = bench.large_store()
     session, raw = bench.session(url), bench.raw(url)
