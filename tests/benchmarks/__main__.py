@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import cProfile
 import itertools
 import pstats
 import shutil
 import sys
 import tempfile
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 
 from rich.console import Console
@@ -21,7 +20,7 @@ from tests.benchmarks.peers import PeerRow, race
 from tests.benchmarks.places import FULL, QUICK, Bench, Scale
 from tests.benchmarks.plot import draw
 from tests.benchmarks.report import Row, markdown, show, show_peers
-from tests.benchmarks.works import WORKS, Work
+from tests.benchmarks.works import WORKS
 
 BACKENDS = ("sqlite", "postgresql")
 RESULTS = Path(__file__).parent.parent.parent / "build" / "bench"
@@ -36,12 +35,23 @@ def main() -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
     for backend in options.backend or BACKENDS:
-        works = [w for w in chosen if backend in w.targets]
+        works = [work for work in chosen if backend in work.targets]
+        if not works:
+            continue
         with ExitStack() as stack:
             bench = _bench(stack, backend, scale)
+            stack.callback(bench.done)
             for work in works:
                 console.print(f"[dim]{backend}: {work.title}")
-                rows.append(_measure(work, bench, options.profile))
+                if not options.profile:
+                    samples = work.samples(bench)
+                    rows.append(Row(work, backend, Summary.of(samples)))
+                elif work.unit == "x":
+                    profile = pstats.Stats(work.profile(bench))
+                    profile.sort_stats("tottime").print_stats(30)
+                bench.done()
+    if options.profile:
+        return
     show(rows, console)
     peers: list[PeerRow] = []
     if not options.only or "peers" in options.only:
@@ -65,7 +75,7 @@ def _options() -> argparse.Namespace:
         "--quick", action="store_true", help="a few rounds on small stores"
     )
     parser.add_argument(
-        "--profile", action="store_true", help="profile; the ratios mean nothing then"
+        "--profile", action="store_true", help="say where the time goes, no ratios"
     )
     return parser.parse_args()
 
@@ -89,18 +99,6 @@ def _bench(stack: ExitStack, backend: str, scale: Scale) -> Bench:
         return engine.url.set(database=name).render_as_string(hide_password=False)
 
     return Bench(backend, new_url, scale)
-
-
-def _measure(work: Work, bench: Bench, profile: bool) -> Row:
-    profiler = cProfile.Profile() if profile else nullcontext()
-    try:
-        with profiler:
-            samples = work.samples(bench)
-    finally:
-        bench.done()
-    if isinstance(profiler, cProfile.Profile):
-        pstats.Stats(profiler).sort_stats("tottime").print_stats(25)
-    return Row(work, bench.backend, Summary.of(samples))
 
 
 if __name__ == "__main__":

@@ -22,9 +22,16 @@ def draw(rows: Sequence[Row], peers: Sequence[PeerRow], path: Path) -> None:
 
     A dot is a median, the line through it goes from quartile to quartile.
     """
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(17, 8), layout="constrained")
-    _draw_works(left, [row for row in rows if row.work.unit == "x"])
-    _draw_peers(right, peers)
+    drawings = [
+        (_draw_works, [row for row in rows if row.work.unit == "x"]),
+        (_draw_peers, peers),
+    ]
+    drawings = [(draw_them, some) for draw_them, some in drawings if some]
+    figure, axes = pyplot.subplots(
+        1, len(drawings) or 1, figsize=(17, 8), layout="constrained", squeeze=False
+    )
+    for (draw_them, some), panel in zip(drawings, axes[0], strict=False):
+        draw_them(panel, some)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
 

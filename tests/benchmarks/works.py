@@ -7,6 +7,7 @@ A few targets are absolute, in seconds, milliseconds or MiB: less is better.
 
 from __future__ import annotations
 
+import cProfile
 import itertools
 import random
 from collections.abc import Callable, Iterator, Mapping
@@ -33,13 +34,26 @@ class Work:
     share: float
     measure: Callable[..., Any]
 
+    def _rounds(self, bench: Bench) -> int:
+        return max(1, round(bench.scale.rounds * self.share))
+
     def samples(self, bench: Bench) -> list[float]:
         """Measure it: a Duel's ratios, or samples of the function's own making."""
-        rounds = max(1, round(bench.scale.rounds * self.share))
+        rounds = self._rounds(bench)
         if self.unit == "x":
             duel: Duel = self.measure(bench)
             return duel.ratios(rounds)
         return [*itertools.islice(self.measure(bench), rounds)]
+
+    def profile(self, bench: Bench) -> cProfile.Profile:
+        """Say where the package's side of a Duel spends its time."""
+        duel: Duel = self.measure(bench)
+        profiler = cProfile.Profile()
+        duel.ours.seconds()  # what is done once is not what is looked for
+        for _ in range(self._rounds(bench)):
+            argument = duel.ours.prepare()
+            profiler.runcall(duel.ours.run, argument)
+        return profiler
 
     def is_met(self, backend: str, value: float) -> bool:
         """Say whether a median is as good as it should be."""
@@ -158,7 +172,7 @@ def transition(bench: Bench) -> Duel:
 
 @_work(
     "transition of a large object, x that of a small one",
-    share=0.5,
+    share=0.25,
     sqlite=0.9,
     postgresql=0.9,
 )
@@ -181,7 +195,7 @@ def transition_large(bench: Bench) -> Duel:
 # Many in one commit
 
 
-@_work("SqlStore.save_many", share=0.2, sqlite=0.6, postgresql=0.4)
+@_work("SqlStore.save_many", share=0.1, sqlite=0.6, postgresql=0.4)
 def save_many(bench: Bench) -> Duel:
     pair, bulk = bench.pair(), bench.scale.bulk
     return Duel(
@@ -190,7 +204,7 @@ def save_many(bench: Bench) -> Duel:
     )
 
 
-@_work("SessionStore.add_many", share=0.2, sqlite=0.6, postgresql=0.4)
+@_work("SessionStore.add_many", share=0.1, sqlite=0.6, postgresql=0.4)
 def add_many(bench: Bench) -> Duel:
     pair, bulk = bench.pair(), bench.scale.bulk
     return Duel(
@@ -239,7 +253,7 @@ def counts(bench: Bench) -> Duel:
     return Duel(Side(lambda _: session.counts()), Side(lambda _: raw.counts()))
 
 
-@_work("SessionStore.ids, large session", share=0.5, sqlite=0.5, postgresql=0.6)
+@_work("SessionStore.ids, large session", share=0.25, sqlite=0.5, postgresql=0.6)
 def ids(bench: Bench) -> Duel:
     url = bench.large_store()
     session, raw = bench.session(url), bench.raw(url)
