@@ -193,6 +193,7 @@ class Connections:
     def _close_idle(self) -> None:
         for kept in list(self._kept.values()):
             if not kept.is_busy:
+                dialects.close_soon(kept.driver)
                 self.discard(kept)
 
     def _reset_in_child(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -237,6 +238,15 @@ def prepare_sqlite_file(path: str, *, create: bool) -> None:
             f"cannot create the SQLite database {path}: {error.strerror}; "
             f"check that {Path(path).parent} exists and may be written to"
         ) from error
+
+
+def close_soon(connection: Any) -> None:
+    """Tell a SQLite connection to close without much ado."""
+    # The last one would move all of the WAL into the database, with two fsyncs, and
+    # after a fork both processes open the database again.  Python 3.12 can stop it.
+    option = getattr(sqlite3, "SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE", None)
+    if option is not None and hasattr(connection, "setconfig"):
+        connection.setconfig(option, True)
 
 
 def absolute(url: URL) -> URL:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -74,7 +73,7 @@ def _unlink(paths: Iterable[str]) -> None:
 
 
 def _write_temporary(folder: str, draft: Draft) -> str:
-    path = os.path.join(folder, f".{draft.name}-{secrets.token_hex(8)}.tmp")
+    path = os.path.join(folder, f".{draft.name}-{os.urandom(8).hex()}.tmp")
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         with open(descriptor, "wb") as file:

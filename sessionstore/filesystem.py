@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pickle
 import re
-import secrets
 import threading
 import warnings
 import weakref
@@ -295,7 +294,7 @@ def _from_recipe(cls: type[FilesystemStore], recipe: dict[str, Any]) -> Filesyst
 
 def _random_id() -> int:
     # The system's, as a generator's state would be the same on both sides of a fork.
-    return secrets.randbits(63) or _random_id()
+    return int.from_bytes(os.urandom(8)) >> 1 or _random_id()
 
 
 def _path_of(directory: str | os.PathLike[str] | Url) -> str:

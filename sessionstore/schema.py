@@ -36,9 +36,9 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.dialects.mysql import LONGBLOB
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.compiler import compiles
 
 from sessionstore.errors import ConfigurationError, SchemaError
 from sessionstore.extra import ExtraFields, add_referred
@@ -61,7 +61,19 @@ def fits(number: int) -> bool:
 
 
 Id = BigInteger().with_variant(Integer, "sqlite")
-Payload = LargeBinary().with_variant(LONGBLOB, "mysql", "mariadb")
+
+
+class Payload(LargeBinary):
+    """Bytes, 64 MiB of them and more on every database."""
+
+
+@compiles(Payload, "mysql", "mariadb")
+def _longblob(element: Payload, compiler: Any, **keywords: Any) -> str:
+    # A plain BLOB holds 64 KiB. SQLAlchemy's own type for this would have every
+    # program import its MySQL dialect.
+    return "LONGBLOB"
+
+
 _OPTIONS: dict[str, Any] = {
     f"{dialect}_{option}": value
     for dialect in ("mysql", "mariadb")

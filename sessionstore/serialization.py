@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import io
 import pickle
-import pickletools
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -126,6 +125,8 @@ def globals_in(payload: bytes) -> Iterator[tuple[str, str]]:
 
     Raises ValueError or what else pickletools raises, where it is no pickle.
     """
+    import pickletools  # a third of this package's import, and seldom needed
+
     memo: dict[int, str | None] = {}
     strings: list[str] = []
     top: str | None = None
