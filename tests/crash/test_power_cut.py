@@ -133,3 +133,21 @@ def test_commits_that_are_not_synced_are_found_lost(
     found = problems_after_cuts(Disk(folder), calls, 20, tmp_path / "cut")
     lost = [p for problems in found for p in problems if p.startswith("lost: ")]
     assert lost != []
+
+
+@pytest.mark.usefixtures("strace")
+def test_new_folders_are_made_to_last(tmp_path: Path) -> None:
+    """G1: a commit in a folder that a power cut takes away would be none."""
+    top = tmp_path / "top"
+    top.mkdir()
+    code = (
+        "from sessionstore import Task, make_sqlstore; "
+        f"make_sqlstore('sqlite:///{top}/new/deep/store.db').save(Task())"
+    )
+    trace([sys.executable, "-c", code], tmp_path / "trace")
+    synced = {
+        call.path
+        for call in read_trace(tmp_path / "trace", top)
+        if call.name in {"fsync", "fdatasync"} and call.result == 0
+    }
+    assert {str(top), f"{top}/new", f"{top}/new/deep"} <= synced
