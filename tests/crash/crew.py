@@ -23,6 +23,9 @@ from tests.crash.writer import Writer
 #: Seconds; a writer that does not get on for so long hangs.
 BOUND = 60
 
+#: Whence all that is random comes, as far as it does not come from the kernel.
+SEED = os.environ.get("SESSIONSTORE_SEED") or str(random.SystemRandom().getrandbits(32))
+
 Life = Callable[[SessionStore, Journal, str, Holdings], None]
 
 
@@ -126,13 +129,25 @@ class Crew:
         return [operations[-2:] for operations in self.journals()]
 
 
+def assert_a_session_reads(url: str, held: Holdings) -> None:
+    """Check that the package itself reads what plain SQL has found."""
+    listed = {
+        name: content.value
+        for name, content in held.contents.items()
+        if isinstance(content, Snapshot) and content.place == "listed"
+    }
+    with SessionStore(url) as session:
+        assert session.unreadable() == []
+        assert {task.jobname: task.value for task in session} == listed
+
+
 def _shares(held: Holdings, number: int) -> list[Holdings]:
-    """Give each writer some of the listed objects, with those inside, as its own."""
+    """Give each writer some of the objects, with those inside, as its own."""
     shares = [Holdings() for _ in range(number)]
     roots = [
         (name, content)
         for name, content in sorted(held.contents.items())
-        if isinstance(content, Snapshot) and content.place == "listed"
+        if isinstance(content, Snapshot) and content.place != "nested"
     ]
     for place, (root, content) in enumerate(roots[-10 * number :]):
         share = shares[place % number]

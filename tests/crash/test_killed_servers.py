@@ -17,8 +17,14 @@ from sqlalchemy import create_engine, text
 
 from tests import servers
 from tests.crash.checker import Holdings, check, observe
-from tests.crash.crew import Crew, create, wait_until_alone, write_through_outages
-from tests.crash.test_killed_writers import SEED, assert_a_session_reads
+from tests.crash.crew import (
+    SEED,
+    Crew,
+    assert_a_session_reads,
+    create,
+    wait_until_alone,
+    write_through_outages,
+)
 
 KILLS = int(os.environ.get("SESSIONSTORE_SERVER_KILLS", "12"))
 

@@ -14,12 +14,18 @@ import pytest
 
 from sessionstore import SessionStore
 from tests.crash.checker import Holdings, check, observe
-from tests.crash.crew import Crew, Life, create, wait_until_alone
-from tests.crash.journal import Journal, Snapshot
+from tests.crash.crew import (
+    SEED,
+    Crew,
+    Life,
+    assert_a_session_reads,
+    create,
+    wait_until_alone,
+)
+from tests.crash.journal import Journal
 from tests.crash.writer import Plan, Writer
 
 KILLS = int(os.environ.get("SESSIONSTORE_KILLS", "48"))
-SEED = os.environ.get("SESSIONSTORE_SEED") or str(random.SystemRandom().getrandbits(32))
 
 
 @pytest.mark.timeout(120 + 3 * KILLS)
@@ -44,17 +50,6 @@ def test_killed_writers_lose_nothing_and_leave_no_halves(
         held = after
     print(f"{kills} writers killed, {operations} operations")
     assert_a_session_reads(database_url, held)
-
-
-def assert_a_session_reads(url: str, held: Holdings) -> None:
-    with SessionStore(url) as session:
-        assert session.unreadable() == []
-        listed = {
-            name: content.value
-            for name, content in held.contents.items()
-            if isinstance(content, Snapshot) and content.place == "listed"
-        }
-        assert {task.jobname: task.value for task in session} == listed
 
 
 # What the checker says when a protection is taken out

@@ -12,9 +12,8 @@ import pytest
 
 from sessionstore import SessionStore, SqlStore, StoreUnavailableError, Task
 from tests.crash.checker import Holdings, check, observe
-from tests.crash.crew import Crew, create
+from tests.crash.crew import SEED, Crew, create
 from tests.crash.journal import Journal, read
-from tests.crash.test_killed_writers import SEED
 from tests.crash.writer import Writer
 
 SECONDS = float(os.environ.get("SESSIONSTORE_LOAD_SECONDS", "60"))

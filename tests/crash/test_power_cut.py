@@ -14,10 +14,9 @@ import pytest
 
 from sessionstore import SessionStore
 from tests.crash.checker import Holdings, check, observe
-from tests.crash.crew import Crew, create
+from tests.crash.crew import SEED, Crew, create
 from tests.crash.journal import Journal, read
 from tests.crash.power import Call, Disk, data_of, read_trace, trace
-from tests.crash.test_killed_writers import SEED
 from tests.crash.writer import Writer
 
 CUTS = int(os.environ.get("SESSIONSTORE_CUTS", "100"))

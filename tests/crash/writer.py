@@ -96,23 +96,16 @@ class Writer:
         for task in tasks:
             self._live[task.jobname] = task
         for name in list(self._live):
-            if self._random.random() < 0.3 and not self._is_forgotten(name):
+            if self._random.random() < 0.3:
                 del self._live[name]
 
     def _recover(self, doubtful: Iterable[str]) -> None:
         # Nobody knows how these are now, so that nothing can be said of them later.
-        left = {part for name in doubtful for part in self._family(name)}
-        # Nor can these be read again by the session.
-        left.update(name for name in self._live if self._is_forgotten(name))
-        for name in left:
-            self._contents.pop(name, None)
+        for part in {part for name in doubtful for part in self._family(name)}:
+            self._contents.pop(part, None)
         self._live.clear()
         self._session.store.invalidate_cache()
         time.sleep(0.02)
-
-    def _is_forgotten(self, name: str) -> bool:
-        content = self._contents.get(name)
-        return isinstance(content, Snapshot) and content.place == "forgotten"
 
     def _task(self, name: str) -> Any:
         """Return an object, after comparing it with what it was left as."""
@@ -155,7 +148,6 @@ class Writer:
         if (
             name not in self._contents
             or self._family(name) & taken
-            or (self._is_forgotten(name) and name not in self._live)
             or self._random.random() < 0.2
         ):
             return self._random.choice((self.add, self.add_many, self.add_graph))()
@@ -225,9 +217,9 @@ class Writer:
         return Plan("add graph", writes, act)
 
     def _add_again(self, name: str, old: Snapshot) -> Plan:
-        task = self._live[name]
-
         def act() -> list[Task]:
+            # The session does not read what is not in it.
+            task = self._live.get(name) or self._session.store.load(self._ids[name])
             self._session.add(task)
             return [task]
 
