@@ -5,7 +5,7 @@ VENV ?= .venv
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
-.PHONY: bench check test test-all demo clean
+.PHONY: bench chaos check clean demo test test-all
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "CPython 3.11 or later is needed; name one with PYTHON=")'
@@ -22,6 +22,12 @@ check: $(VENV)/.installed
 test: $(VENV)/.installed
 	sh tests/install_servers.sh
 	$(VENV)/bin/pytest -n auto $(PYTEST_ARGS)
+
+# The crash tests for long: hundreds of kills, a thousand power cuts.
+chaos: $(VENV)/.installed
+	sh tests/install_servers.sh
+	SESSIONSTORE_KILLS=400 SESSIONSTORE_SERVER_KILLS=150 SESSIONSTORE_CUTS=1000 \
+	  $(VENV)/bin/pytest -n auto -rP $(PYTEST_ARGS) tests/crash
 
 # One run for each CPython from 3.11 on that is found, newest last.
 test-all:

@@ -164,7 +164,9 @@ class Connections:
     def open(self) -> KeptConnection:
         """Return a new connection, which is the caller's to close."""
         with translated(self.url, self.settings):
-            return KeptConnection(self.engine.connect(), self.settings, self.url)
+            return KeptConnection(
+                self.engine.connect(), self.settings, self.url, self._options
+            )
 
     def discard(self, kept: KeptConnection) -> None:
         """Close a connection and forget it."""

@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 import os
 import select
-from collections.abc import Sequence
-from typing import Any
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, TypeVar
 
 from sqlalchemy.engine import URL, Connection, Dialect
 from sqlalchemy.exc import DBAPIError, PendingRollbackError, SQLAlchemyError
 
 from sessionstore import dialects
+from sessionstore.dialects import Patience
 from sessionstore.errors import ForkError, SessionStoreError, StoreError
 from sessionstore.failures import failure, of_sqlalchemy
 from sessionstore.fork import gate
@@ -21,8 +24,11 @@ from sessionstore.statements import Parameters, Statement
 __all__ = ["KeptConnection"]
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 _NONE: Parameters = {}
+#: Seconds of waiting after which a lock is asked for more often than by others.
+LONG = 0.2
 
 
 class KeptConnection:
@@ -34,7 +40,11 @@ class KeptConnection:
     """
 
     def __init__(
-        self, connection: Connection, settings: dialects.Settings, url: URL
+        self,
+        connection: Connection,
+        settings: dialects.Settings,
+        url: URL,
+        options: dialects.Options,
     ) -> None:
         self.connection = connection
         self.driver: Any = connection.connection.dbapi_connection
@@ -45,6 +55,7 @@ class KeptConnection:
         self.is_open = True
         self._settings = settings
         self._url = url
+        self._options = options
         self._dialect: Dialect = connection.dialect
         dbapi: Any = connection.dialect.dbapi
         self._errors = (dbapi.Error, DBAPIError, PendingRollbackError)
@@ -101,12 +112,46 @@ class KeptConnection:
         except self._errors as error:
             raise self._failure(error) from error
 
+    def patiently(self, run: Callable[[], T]) -> T:
+        """Run something, again while it is refused for want of a lock.
+
+        The longer it has waited, the more often it asks; see ``dialects.Patience``.
+        """
+        started_at = None
+        patience = Patience.USUAL
+        try:
+            while True:
+                try:
+                    return run()
+                except Exception as error:
+                    if not self._may_wait(error):
+                        raise
+                    started_at = started_at or time.monotonic()
+                    waited = time.monotonic() - started_at
+                    if waited >= self._options.busy_timeout:
+                        raise
+                    if waited > LONG and patience is Patience.USUAL:
+                        patience = Patience.LITTLE
+                        patience.set(self.driver, self._options)
+        finally:
+            if patience is not Patience.USUAL:
+                Patience.USUAL.set(self.driver, self._options)
+
+    def _may_wait(self, error: BaseException | None) -> bool:
+        # What a driver raised may be the cause of one or two other errors.
+        codes = self._settings.turn_codes
+        while codes and error is not None:
+            if dialects.error_code(error) in codes:
+                return True
+            error = error.__cause__
+        return False
+
     def command(self, text: str) -> str | None:
         """Run a statement such as BEGIN; return what the driver tells of its end."""
         self._check_process()
         try:
             cursor = self.driver.cursor()
-            cursor.execute(text)
+            self.patiently(partial(cursor.execute, text))
             said: str | None = getattr(cursor, "statusmessage", None)
             cursor.close()
             return said
@@ -140,9 +185,11 @@ class KeptConnection:
 
     def _execute(self, statement: Statement, parameters: Parameters) -> Any:
         if not self._is_direct:
-            return self.connection.execute(statement.construct, parameters)
+            run = partial(self.connection.execute, statement.construct, parameters)
+            return self.patiently(run)
         cursor = self._cursor(statement)
-        cursor.execute(statement.text, statement.arranged(parameters))
+        arranged = statement.arranged(parameters)
+        self.patiently(partial(cursor.execute, statement.text, arranged))
         return cursor
 
     def _cursor(self, statement: Statement) -> Any:

@@ -119,7 +119,9 @@ class _GraphWriter:
         if change is not None:
             check_change(job, State(record.state), change.expect)
         obj: Any = record.obj
-        if obj._revision != job.revision:
+        if obj._revision is None and job.session_id is None:
+            self._recall(obj, job)
+        elif obj._revision != job.revision:
             raise changed_meanwhile(record.id)
         if change is None and job.state != record.state:
             check_transition(record.id, job.state, state_from(record.state, record.id))
@@ -138,6 +140,15 @@ class _GraphWriter:
             self._enter(record, revision, job.state, change.info if change else "")
         else:
             note(obj, _revision=revision)
+
+    def _recall(self, obj: Any, job: Job) -> None:
+        # What is in no session can only have been read past it: nobody's change gets
+        # lost, but a returncode that stands in the job's row alone would.
+        execution = getattr(obj, "execution", None)
+        if hasattr(execution, "returncode"):
+            self._index.objects.identities.set_until_rollback(
+                execution, "returncode", job.returncode
+            )
 
     def _enter(self, record: Record, revision: int, old: str | None, info: str) -> None:
         self._entries.append(

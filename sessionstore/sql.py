@@ -17,6 +17,7 @@ from sessionstore.database import Database
 from sessionstore.dialects import Options
 from sessionstore.errors import ConfigurationError, NotFoundError
 from sessionstore.extra import ExtraFields
+from sessionstore.files import make_folder
 from sessionstore.ids import IdSource, IntId
 from sessionstore.location import located
 from sessionstore.objects import ObjectTable, key_of, only
@@ -330,7 +331,8 @@ def make_sqlstore(url: str | Url | URL, *args: Any, **extra_args: Any) -> SqlSto
     ):
         folder = Path(path).parent
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            # Their names must last as long as what is committed below them.
+            make_folder(str(folder))
         except OSError as error:
             raise ConfigurationError(
                 f"cannot create the folder {folder}: {os.strerror(error.errno or 0)}"

@@ -13,10 +13,16 @@ from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy.engine import Connection
+from sqlalchemy.exc import DBAPIError
 
 from sessionstore.connections import Connections
 from sessionstore.errors import ForkError, StoreError
-from sessionstore.failures import ConnectionLostError, lost_in_transaction, unanswered
+from sessionstore.failures import (
+    ConnectionLostError,
+    lost_in_transaction,
+    of_sqlalchemy,
+    unanswered,
+)
 from sessionstore.fork import gate
 from sessionstore.kept import KeptConnection
 
@@ -169,6 +175,11 @@ class Transaction:
         if error is not None:
             if not is_inherited:
                 self._roll_back(scope)
+                if isinstance(error, DBAPIError) and error.connection_invalidated:
+                    # A statement of the caller's own was the first to notice.
+                    raise of_sqlalchemy(
+                        error, self._connections.url, self._connections.settings
+                    ) from error
             return
         if is_inherited:
             raise ForkError(

@@ -1,9 +1,11 @@
 #!/bin/sh
-# Installs the database servers that the tests start, where that is possible.
+# Installs the database servers that the tests start, and strace, by which they work
+# out what a power cut leaves, where that is possible.
 set -eu
 missing=
 ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null 2>&1 || missing="$missing postgresql"
 [ -x /usr/sbin/mariadbd ] || command -v mariadbd >/dev/null 2>&1 || missing="$missing mariadb-server"
+command -v strace >/dev/null 2>&1 || missing="$missing strace"
 [ -n "$missing" ] || exit 0
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null 2>&1; then
     echo "not installed, so their tests will not run:$missing" >&2

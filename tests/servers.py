@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import os
@@ -17,9 +18,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
+import psutil
 import psycopg
 import pymysql
 
@@ -39,18 +40,28 @@ class Server:
     process: subprocess.Popen[bytes]
     folder: Path
     stop_signal: signal.Signals
-    user: str | None
+    #: Starts the server's program on the folder's data.
+    run: Callable[[], subprocess.Popen[bytes]]
+    #: Connects once, or raises what the driver does where nobody listens yet.
+    connect: Callable[[], None] = lambda: None
 
     def kill(self) -> None:
-        """End the server as a crash does."""
-        self.process.kill()
+        """End all of the server's processes at once, as a crash would."""
+        # Stopped first, so that it starts none meanwhile.
+        self.process.send_signal(signal.SIGSTOP)
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        for process in (*children, self.process):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
         self.process.wait()
+        # They hold the shared memory and the port that the next start needs.
+        _, left = psutil.wait_procs(children, timeout=30)
+        assert all(child.status() == psutil.STATUS_ZOMBIE for child in left)
 
     def start_again(self) -> None:
-        """Start a server that was killed, on the same data and port."""
-        self.process = _process(
-            self.process.args, self.folder, self.user, self.stop_signal
-        )
+        """Start a server that was killed on the same data and port."""
+        self.process = self.run()
+        _wait(self, self.connect)
 
     def stop(self) -> None:
         """End the server and remove its data."""
@@ -165,7 +176,8 @@ def start_mariadb() -> Server:
             root.cursor() as cursor,
         ):
             cursor.execute(
-                "CREATE USER tester@'127.0.0.1' IDENTIFIED BY %s", (PASSWORD,)
+                "CREATE USER IF NOT EXISTS tester@'127.0.0.1' IDENTIFIED BY %s",
+                (PASSWORD,),
             )
             cursor.execute("GRANT ALL ON *.* TO tester@'127.0.0.1'")
 
@@ -180,21 +192,17 @@ def _start(
     user: str | None,
     stop_signal: signal.Signals,
 ) -> Server:
-    process = _process(command, folder, user, stop_signal)
-    return Server(url, process, folder, stop_signal, user)
+    def run() -> subprocess.Popen[bytes]:
+        with (folder / "log").open("ab") as log:
+            return subprocess.Popen(
+                command,
+                stdout=log,
+                stderr=log,
+                user=user,
+                preexec_fn=functools.partial(end_with_parent, stop_signal),
+            )
 
-
-def _process(
-    command: Any, folder: Path, user: str | None, stop_signal: signal.Signals
-) -> subprocess.Popen[bytes]:
-    with (folder / "log").open("ab") as log:
-        return subprocess.Popen(
-            command,
-            stdout=log,
-            stderr=log,
-            user=user,
-            preexec_fn=functools.partial(end_with_parent, stop_signal),
-        )
+    return Server(url, run(), folder, stop_signal, run)
 
 
 def end_with_parent(stop_signal: signal.Signals) -> None:
@@ -222,6 +230,7 @@ def _free_port() -> int:
 
 
 def _wait(server: Server, connect: Callable[[], None]) -> None:
+    server.connect = connect
     deadline = time.monotonic() + 60
     while True:
         try:

@@ -8,8 +8,16 @@ from collections.abc import Callable
 
 import pytest
 from sqlalchemy import create_engine, text
+from sqlalchemy.exc import DBAPIError
 
-from sessionstore import ConflictError, SessionStore, SqlStore, State, Task
+from sessionstore import (
+    ConflictError,
+    SessionStore,
+    SqlStore,
+    State,
+    StoreUnavailableError,
+    Task,
+)
 
 COUNT = {
     "postgresql": (
@@ -129,6 +137,27 @@ def test_transaction_that_loses_its_connection_is_undone(database_url, server) -
     assert first.persistent_id is second.persistent_id is None
     session.add_many([first, second])
     assert len(session) == 2
+
+
+@pytest.mark.backends("postgresql", "mariadb")
+def test_lost_connection_under_a_statement_of_ones_own(database_url, server) -> None:
+    """G2: the block ends with the error that says retry, whoever notices it first."""
+    session = SessionStore(database_url)
+    task = Task()
+
+    def lose() -> None:
+        with session.transaction() as connection:
+            session.add(task)
+            server.cut_all()
+            connection.execute(text("SELECT 1"))
+
+    with pytest.raises(StoreUnavailableError, match="lost") as caught:
+        lose()
+    assert isinstance(caught.value.__cause__, DBAPIError)
+    assert not caught.value.outcome_unknown
+    assert task.persistent_id is None
+    session.add(task)
+    assert len(session) == 1
 
 
 def test_concurrent_transitions_have_one_winner(database_url, fork) -> None:

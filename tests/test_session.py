@@ -81,6 +81,37 @@ def test_task_is_in_one_session_at_most(
     assert list(second.ids()) == [id_]
 
 
+def test_forgotten_object_can_be_added_by_anybody(
+    session: SessionStore, other: SessionStore
+) -> None:
+    """G2: also by a process that reads it from the store, and its history goes on."""
+    id_ = session.add(Task(value=1))
+    session.transition(id_, State.SUBMITTED, returncode=7)
+    session.forget(id_)
+    task = other.store.load(id_)
+    task.value = 2
+    assert other.add(task) == id_
+    assert task.execution.returncode == 7
+    assert states(other, id_) == [(None, "NEW"), ("NEW", "SUBMITTED")]
+    other.transition(task, State.RUNNING)
+    assert session.counts() == {State.RUNNING: 1}
+    session.store.invalidate_cache()
+    task = session.load(id_)
+    assert (task.value, task.execution.returncode) == (2, 7)
+
+
+def test_copy_of_before_it_was_forgotten_is_stale(
+    session: SessionStore, other: SessionStore
+) -> None:
+    """G3: what was read through a session is held against its revision as ever."""
+    id_ = session.add(Task(value=1))
+    stale = other.load(id_)
+    session.transition(id_, State.SUBMITTED)
+    session.forget(id_)
+    with pytest.raises(ConflictError):
+        other.add(stale)
+
+
 def test_transition_of_an_id_moves_the_live_object_along(
     session: SessionStore, other: SessionStore
 ) -> None:
