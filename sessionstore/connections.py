@@ -20,7 +20,7 @@ from sqlalchemy.exc import ArgumentError
 from sqlalchemy.pool import NullPool, StaticPool
 
 from sessionstore import dialects, fork
-from sessionstore.errors import ConfigurationError
+from sessionstore.errors import ConfigurationError, SessionStoreError
 from sessionstore.failures import translated
 from sessionstore.kept import KeptConnection
 
@@ -71,9 +71,13 @@ class Connections:
         if self.settings.begin is not None:
             keywords["isolation_level"] = "AUTOCOMMIT"
             keywords["skip_autocommit_rollback"] = True
-        if dialect.name == "sqlite":
-            keywords["connect_args"] = {"check_same_thread": False}
         keywords.update(self._engine_options)
+        if dialect.name == "sqlite":
+            # A fork closes the connections of all threads.
+            keywords["connect_args"] = {
+                **keywords.get("connect_args", {}),
+                "check_same_thread": False,
+            }
         try:
             self.engine = create_engine(self.url, **keywords)
         except (ArgumentError, TypeError, ImportError) as error:
@@ -99,12 +103,12 @@ class Connections:
     def _before_connect(
         self, dialect: Any, record: Any, arguments: list[Any], keywords: dict[str, Any]
     ) -> None:
-        if (
-            dialect.name == "sqlite"
-            and not self.is_in_memory
-            and not keywords.get("uri")
-        ):
-            dialects.prepare_sqlite_file(str(arguments[0]), create=self._options.create)
+        if dialect.name == "sqlite" and not self.is_in_memory:
+            dialects.prepare_sqlite_file(
+                str(arguments[0]),
+                is_uri=bool(keywords.get("uri")),
+                create=self._options.create,
+            )
 
     def _configure(self, connection: Any, record: Any) -> None:
         cursor = connection.cursor()
@@ -163,10 +167,19 @@ class Connections:
 
     def open(self) -> KeptConnection:
         """Return a new connection, which is the caller's to close."""
-        with translated(self.url, self.settings):
-            return KeptConnection(
-                self.engine.connect(), self.settings, self.url, self._options
-            )
+        try:
+            with translated(self.url, self.settings):
+                return KeptConnection(
+                    self.engine.connect(), self.settings, self.url, self._options
+                )
+        except SessionStoreError:
+            raise
+        except (OSError, TypeError, ValueError) as error:
+            # The driver's view of the URL: an option that it has not, a certificate
+            # that is not there, a NUL in a path.
+            raise ConfigurationError(
+                f"cannot connect to {self.url!r}: {error}; check the URL"
+            ) from error
 
     def discard(self, kept: KeptConnection) -> None:
         """Close a connection and forget it."""

@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 #: Py_TPFLAGS_HEAPTYPE: a class made by a class statement, not by C code.
 _HEAP_TYPE = 1 << 9
+#: How deep objects may be read inside each other, where that is needed.
+DEPTH = 50
 _STATES = {state.value: state for state in State}
 
 
@@ -88,7 +90,13 @@ class _Decoder:
         try:
             if payload is None:
                 raise ValueError("its data is NULL")
-            obj: Any = self._loads(bytes(payload), self._refer)
+            try:
+                obj: Any = self._loads(bytes(payload), self._refer)
+            except Exception:
+                # Its __setstate__ may have looked into a part that was still empty.
+                if not self._read_parts(object_id):
+                    raise
+                obj = self._loads(bytes(payload), self._refer)
             # The column is the truth: a transition changes it and leaves the payload.
             execution = getattr(obj, "execution", None)
             if execution is not None and state is not None:
@@ -107,6 +115,25 @@ class _Decoder:
         finally:
             self._under_way.pop()
 
+    def _read_parts(self, object_id: int) -> bool:
+        """Fill what an object refers to; say whether there was anything to fill."""
+        decoded = self._decoded
+        parts = [
+            i
+            for i in sorted(self._refers_to.get(object_id, ()))
+            if i in self._empty
+            and i not in decoded.objects
+            and i not in decoded.errors
+            and i not in self._under_way
+        ]
+        if not parts or len(self._under_way) > DEPTH:
+            return False
+        decoded.rows.update(self._fetch(parts))
+        for part in parts:
+            if part not in decoded.objects:
+                self._read(part)
+        return True
+
     def _refer(self, reference: Any) -> object:
         if isinstance(reference, tuple) and len(reference) == 3:
             object_id, module, name = reference
@@ -114,12 +141,22 @@ class _Decoder:
             there = self._there(object_id)
             if there is None:
                 cls = _find_class(module, name)
-                if not _can_be_filled(cls):
+                if not _can_be_filled(cls) or self._is_wanted_whole(cls, object_id):
                     return self._read_at_once(object_id)
                 there = self._empty[object_id] = cls.__new__(cls)
                 self._todo.append(object_id)
             return there
         return self._read_at_once(int(reference))
+
+    def _is_wanted_whole(self, cls: type, object_id: int) -> bool:
+        # A set or a dictionary asks its members' hashes as it is made, and an empty
+        # object's may be another one than the whole object's.
+        own_hash: object = cls.__hash__  # None for a list
+        return (
+            own_hash not in {None, object.__hash__}
+            and object_id not in self._under_way
+            and len(self._under_way) <= DEPTH
+        )
 
     def _read_at_once(self, object_id: int) -> object:
         self._refers_to.setdefault(self._under_way[-1], set()).add(object_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
 import time
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from sqlalchemy.engine import URL, Dialect
 from sqlalchemy.exc import NoSuchModuleError
@@ -59,6 +61,8 @@ class Settings:
     full_codes: frozenset[object] = frozenset()
     missing_codes: frozenset[object] = frozenset()
     unusable_codes: frozenset[object] = frozenset()
+    #: What is said instead of a code where the server refused a connection.
+    refusals: re.Pattern[str] | None = None
     too_large_codes: frozenset[object] = frozenset()
     duplicate_codes: frozenset[object] = frozenset()
     #: The extra of this package that installs the default driver.
@@ -88,21 +92,25 @@ def _configure_sqlite(cursor: Any, options: Options) -> None:
     cursor.execute(f"PRAGMA busy_timeout = {int(options.busy_timeout * 1000)}")
     cursor.execute(f"PRAGMA synchronous = {options.synchronous}")
     cursor.execute("PRAGMA foreign_keys = ON")
-    deadline = time.monotonic() + options.busy_timeout
-    while True:
-        mode = cursor.execute("PRAGMA journal_mode").fetchone()[0]
-        if mode in {"wal", "memory"}:
-            break
+    _use_wal(cursor, time.monotonic() + options.busy_timeout)
+    Patience.USUAL.set(cursor, options)
+
+
+def _use_wal(cursor: Any, deadline: float) -> None:
+    while cursor.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
         try:
             # Changing the mode does not wait for busy_timeout: several processes
             # that open a new file at once are told "locked" straight away.
             cursor.execute("PRAGMA journal_mode = WAL")
+            # A database that has no file, or no shared memory, keeps its own mode.
+            return
         except Exception as error:
             code = getattr(error, "sqlite_errorname", "")
+            if code.startswith("SQLITE_READONLY"):
+                return  # to be read in the mode that it has
             if not code.startswith("SQLITE_BUSY") or time.monotonic() > deadline:
                 raise
             time.sleep(0.01)
-    Patience.USUAL.set(cursor, options)
 
 
 def _configure_postgresql(cursor: Any, options: Options) -> None:
@@ -112,7 +120,11 @@ def _configure_postgresql(cursor: Any, options: Options) -> None:
 def _configure_mysql(cursor: Any, options: Options) -> None:
     cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
     seconds = max(1, round(options.busy_timeout))
-    cursor.execute(f"SET SESSION innodb_lock_wait_timeout = {seconds}")
+    cursor.execute(
+        f"SET SESSION innodb_lock_wait_timeout = {seconds}, "
+        # Without it a payload too long for its column is cut, and told in a warning.
+        "sql_mode = CONCAT(@@sql_mode, ',STRICT_ALL_TABLES')"
+    )
 
 
 # SQLITE_BUSY and kin: sqlite.org/rescode.html. SQLSTATEs: appendix A of the
@@ -142,6 +154,10 @@ _POSTGRESQL = Settings(
     unlock="SELECT pg_advisory_unlock(hashtext('sessionstore %s'))",
     name_bytes=63,
     deadlock_codes=frozenset({"40001", "40P01"}),
+    refusals=re.compile(
+        "authentication failed|no password supplied|no pg_hba.conf entry"
+        '|(role|database) ".*" does not exist|does not support SSL'
+    ),
     busy_codes=frozenset({"55P03", "53300", "57P03"}),
     full_codes=frozenset({"53100", "53200"}),
     missing_codes=frozenset({"42P01", "42703"}),
@@ -249,13 +265,17 @@ def matches(code: object, codes: frozenset[object]) -> bool:
     )
 
 
-def prepare_sqlite_file(path: str, *, create: bool) -> None:
+def prepare_sqlite_file(path: str, *, is_uri: bool, create: bool) -> None:
     """Make the database file readable by its owner only, before SQLite makes it."""
-    if os.path.exists(path):
+    if is_uri and path.startswith("file:"):
+        parts = urlsplit(path)
+        path = unquote(parts.path)
+        create = create and not {"mode=ro", "mode=rw"} & {*parts.query.split("&")}
+    if not path or os.path.exists(path):
         return
     if not create:
         raise MissingTableError(
-            f"there is no SQLite database {path}, and create=False was given"
+            f"there is no SQLite database {path}, and it must not be created"
         )
     try:
         # The -wal and -shm files take their mode from this one.

@@ -109,7 +109,15 @@ def failure(
         return StoreUnavailableError(
             f"{where} could not be written: {said}; free some space, then retry"
         )
-    if matches(code, settings.unusable_codes):
+    # PEP 249 gives every driver these names.
+    names = {cls.__name__ for cls in type(error).__mro__}
+    if matches(code, settings.unusable_codes) or (
+        connecting
+        and (
+            "ProgrammingError" in names
+            or (settings.refusals is not None and settings.refusals.search(said))
+        )
+    ):
         return ConfigurationError(
             f"{where} cannot be used: {said}; check the path or the database's name, "
             "its permissions and the credentials"
@@ -120,8 +128,6 @@ def failure(
         return StoreError(f"{where}: more than the server takes at once: {said}")
     if lost:
         return ConnectionLostError(f"the connection to {where} was lost: {said}")
-    # PEP 249 gives every driver these names.
-    names = {cls.__name__ for cls in type(error).__mro__}
     if connecting and names & {"OperationalError", "InterfaceError"}:
         return StoreUnavailableError(
             f"{where} cannot be reached: {said}; check that the server runs there"

@@ -5,17 +5,21 @@ from __future__ import annotations
 import importlib
 import os
 import re
+import sqlite3
 import subprocess
 import sys
 import tempfile
+import threading
+import traceback
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from sqlalchemy import event
+from sqlalchemy import create_engine, event, make_url, text
 
 from sessionstore import (
     ConfigurationError,
+    SchemaError,
     SessionStore,
     SqlStore,
     StoreError,
@@ -142,3 +146,94 @@ def test_password_that_breaks_the_url_shows_nowhere(url: str) -> None:
         SqlStore(url)
     assert not re.search("s3|12|cret", str(caught.value))
     assert caught.value.__cause__ is caught.value.__context__ is None
+
+
+@pytest.mark.backends("postgresql", "mariadb")
+@pytest.mark.parametrize(
+    "wrong", [{"password": "s3cret"}, {"username": "nobody"}, {"database": "nosuch"}]
+)
+def test_refused_connection_is_no_matter_of_time(
+    database_url: str, wrong: dict[str, str]
+) -> None:
+    """G9: a ConfigurationError, which no retry mends, without the password."""
+    with pytest.raises(ConfigurationError, match="credentials") as caught:
+        SqlStore(make_url(database_url).set(**wrong)).save(Task())
+    assert not caught.value.retryable
+    assert "s3cret" not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "sqlite:///nul\0.db",
+        "mysql+pymysql://u:s3cret@h/d?nosuch=1",
+        "mysql+pymysql://u:s3cret@127.0.0.1:1/d?ssl_ca=/nonexistent.pem",
+        "postgresql+psycopg://u:s3cret@127.0.0.1:1/d?nosuch=1",
+    ],
+)
+def test_option_that_the_driver_refuses_is_told(url: str) -> None:
+    """G9: a ConfigurationError, not what the driver stumbled over."""
+    with pytest.raises(ConfigurationError) as caught:
+        SqlStore(url).save(Task())
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.backends("mariadb")
+def test_payload_too_long_for_an_old_column_is_never_cut(database_url: str) -> None:
+    """G7: also where the server would do so, and only warn."""
+    lax = make_url(database_url).set(query={"init_command": "SET sql_mode = ''"})
+    engine = create_engine(lax)
+    with engine.begin() as connection:
+        connection.execute(
+            text("CREATE TABLE store (id INT PRIMARY KEY, data BLOB, state TEXT)")
+        )
+        connection.execute(text("INSERT INTO store VALUES (1, REPEAT('x', 70000), '')"))
+    engine.dispose()
+    store = SqlStore(lax)
+    with pytest.raises(StoreError, match="data"):
+        store.save(Task(blob=bytes(2**16)))
+    assert len(store) == 1
+
+
+def test_sqlite_uri_is_treated_as_a_path(tmp_path: Path) -> None:
+    """G9: create=False makes no file, and a new file is its owner's only."""
+    url = f"sqlite:///file:{tmp_path}/store.db?uri=true"
+    for missing in (SqlStore(url, create=False), SqlStore(f"{url}&mode=ro")):
+        with pytest.raises(SchemaError):
+            missing.save(Task())
+    assert list(tmp_path.iterdir()) == []
+    SqlStore(url).save(Task("kept"))
+    assert (tmp_path / "store.db").stat().st_mode & 0o777 == 0o600
+    with pytest.raises(ConfigurationError, match="readonly"):
+        SqlStore(f"{url}&mode=ro").save(Task())
+
+
+def test_old_sqlite_file_can_be_read_without_writing_to_it(tmp_path: Path) -> None:
+    """G8: not even its journal mode is changed."""
+    with sqlite3.connect(tmp_path / "old.db") as connection:
+        connection.execute("CREATE TABLE store (id INTEGER PRIMARY KEY, data, state)")
+        connection.execute("INSERT INTO store VALUES (7, NULL, 'NEW')")
+    connection.close()
+    store = SqlStore(f"sqlite:///file:{tmp_path}/old.db?mode=ro&uri=true", create=False)
+    assert list(store.list()) == [7]
+    assert [path.name for path in tmp_path.iterdir()] == ["old.db"]
+
+
+def test_engine_options_do_not_undo_what_forks_need(tmp_path: Path, fork) -> None:
+    """G4: connect_args of the user's own stand beside the store's."""
+    options = {"connect_args": {"cached_statements": 50}}
+    store = SqlStore(f"sqlite:///{tmp_path}/store.db", engine_options=options)
+    opened, done = threading.Event(), threading.Event()
+
+    def use() -> None:
+        store.save(Task())
+        opened.set()
+        done.wait(60)
+
+    thread = threading.Thread(target=use)
+    thread.start()
+    opened.wait(60)
+    fork(lambda: store.save(Task())).wait()
+    done.set()
+    thread.join()
+    assert len(store) == 2

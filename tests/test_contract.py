@@ -273,3 +273,60 @@ def test_object_that_takes_no_attribute_can_be_stored(store: Store) -> None:
     assert store.load(id_) == Frozen(1, Frozen(2))
     assert isinstance(store.load(strict), Strict)
     assert store.load(cls) is Plain
+
+
+class Summed(Task):
+    """Looks into its parts as it is loaded."""
+
+    total: int
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.__dict__["total"] = sum(part.n for part in self.parts)
+
+
+@dataclass(frozen=True)
+class Key(Persistable):
+    """Its hash is that of its attributes, which have defaults."""
+
+    name: str = ""
+
+
+def test_parts_are_whole_where_somebody_looks_into_them(store: Store) -> None:
+    """G2: in __setstate__, and in a set or a dictionary by their hash."""
+    parts = [Task(n=1), Summed(n=2, parts=[Task(n=3)])]
+    outer = Summed(parts=parts, keys={Key("a"): 1}, names={Key("b"), Key("c")})
+    parts[0].outer = outer
+    ids = [store.save(outer), *(part.persistent_id for part in parts)]
+    for id_ in ids:  # whichever comes first
+        store.invalidate_cache()
+        store.load(id_)
+        again = store.load(ids[0])
+        assert again.total == 3
+        assert again.parts[1].total == 3
+        assert again.keys[Key("a")] == 1
+        assert again.names == {Key("b"), Key("c")}
+        assert again.parts[0].outer is again
+        del again
+
+
+def test_chain_of_hashable_objects_may_be_long(store: Store) -> None:
+    """Nothing depends on how deep Python may recurse."""
+    node = None
+    for n in range(300):
+        node = Link(n, node)
+    id_ = store.save(node)
+    del node
+    store.invalidate_cache()
+    node, length = store.load(id_), 0
+    while node is not None:
+        node, length = node.following, length + 1
+    assert length == 300
+
+
+@dataclass(frozen=True)
+class Link(Persistable):
+    """One of a chain."""
+
+    n: int
+    following: object = None
