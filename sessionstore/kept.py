@@ -7,7 +7,6 @@ import os
 import select
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, TypeVar
 
 from sqlalchemy.engine import URL, Connection, Dialect
@@ -112,27 +111,31 @@ class KeptConnection:
         except self._errors as error:
             raise self._failure(error) from error
 
-    def patiently(self, run: Callable[[], T]) -> T:
+    def patiently(self, run: Callable[..., T], *arguments: object) -> T:
         """Run something, again while it is refused for want of a lock.
 
         The longer it has waited, the more often it asks; see ``dialects.Patience``.
         """
-        started_at = None
+        try:
+            return run(*arguments)
+        except Exception as error:
+            if not self._may_wait(error):
+                raise
+        started_at = time.monotonic()
         patience = Patience.USUAL
         try:
             while True:
+                waited = time.monotonic() - started_at
+                if waited > LONG and patience is Patience.USUAL:
+                    patience = Patience.LITTLE
+                    patience.set(self.driver, self._options)
                 try:
-                    return run()
+                    return run(*arguments)
                 except Exception as error:
-                    if not self._may_wait(error):
+                    if waited >= self._options.busy_timeout or not self._may_wait(
+                        error
+                    ):
                         raise
-                    started_at = started_at or time.monotonic()
-                    waited = time.monotonic() - started_at
-                    if waited >= self._options.busy_timeout:
-                        raise
-                    if waited > LONG and patience is Patience.USUAL:
-                        patience = Patience.LITTLE
-                        patience.set(self.driver, self._options)
         finally:
             if patience is not Patience.USUAL:
                 Patience.USUAL.set(self.driver, self._options)
@@ -151,7 +154,7 @@ class KeptConnection:
         self._check_process()
         try:
             cursor = self.driver.cursor()
-            self.patiently(partial(cursor.execute, text))
+            self.patiently(cursor.execute, text)
             said: str | None = getattr(cursor, "statusmessage", None)
             cursor.close()
             return said
@@ -185,11 +188,12 @@ class KeptConnection:
 
     def _execute(self, statement: Statement, parameters: Parameters) -> Any:
         if not self._is_direct:
-            run = partial(self.connection.execute, statement.construct, parameters)
-            return self.patiently(run)
+            return self.patiently(
+                self.connection.execute, statement.construct, parameters
+            )
         cursor = self._cursor(statement)
         arranged = statement.arranged(parameters)
-        self.patiently(partial(cursor.execute, statement.text, arranged))
+        self.patiently(cursor.execute, statement.text, arranged)
         return cursor
 
     def _cursor(self, statement: Statement) -> Any:

@@ -9,7 +9,6 @@ import logging
 import operator
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from sqlalchemy import Column, bindparam, select
@@ -94,9 +93,7 @@ class ObjectTable:
         fork.gate.notice_fork()
         if self._is_ready:
             return
-        if not self.database.read(
-            lambda kept: kept.patiently(partial(self._is_complete, kept))
-        ):
+        if not self.database.read(lambda kept: kept.patiently(self._is_complete, kept)):
             with (
                 self.database.setup_lock(self.schema.lock_name),
                 self.database.transaction() as scope,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sessionstore.errors import ConflictError, EncodeError
-from sessionstore.history import Transition, check_transition, clean, state_from
+from sessionstore.history import check_transition, clean, state_from
 from sessionstore.index import Index
 from sessionstore.jobs import Job, changed_meanwhile
 from sessionstore.kept import KeptConnection
@@ -34,8 +34,8 @@ def save_graph(
     *,
     listed: bool,
     change: Change | None = None,
-) -> tuple[Sequence[int], Sequence[Transition]]:
-    """Write objects with all they refer to; return their IDs and what was recorded.
+) -> tuple[Sequence[int], Sequence[Mapping[str, Any]]]:
+    """Write objects with all they refer to; return their IDs and the history's rows.
 
     They become jobs if they are to be ``listed``, else they must be in the session.
     With a ``change`` the states that they have now are transitions.
@@ -43,7 +43,7 @@ def save_graph(
     if not tasks:
         return [], []
     roots = {id(check_persistable(task)) for task in tasks}
-    recorded: list[Transition] = []
+    recorded: list[Mapping[str, Any]] = []
 
     def first(kept: KeptConnection, records: Sequence[Record]) -> None:
         writer = _GraphWriter(index, kept, records, listed, change)
@@ -165,11 +165,10 @@ class _GraphWriter:
         obj: Any = record.obj
         note(obj, _revision=revision)
 
-    def finish(self) -> list[Transition]:
-        """Send what was gathered, and return the transitions among it."""
+    def finish(self) -> Sequence[Mapping[str, Any]]:
+        """Send what was gathered, and return the history's rows among it."""
         self._index.jobs.insert(self._kept, self._new)
-        rows = self._index.history.append(self._kept, self._entries)
-        return [self._index.history.read(row) for row in rows]
+        return self._index.history.append(self._kept, self._entries)
 
 
 def check_change(job: Job, new: State, expect: Collection[State] | None) -> None:

@@ -121,7 +121,8 @@ def move_task(
     scope = index.database.scope
     if scope is not None:
         scope.undo.append(restore)
-    return next(entry for entry in recorded if entry.job_id == task.persistent_id)
+    [row] = (row for row in recorded if row["job_id"] == task.persistent_id)
+    return index.history.read(row)
 
 
 def _assign(execution: Any, state: State, returncode: int | None) -> Callable[[], None]:
