@@ -51,7 +51,7 @@ class Connections:
         options: dialects.Options,
         engine_options: Mapping[str, Any] | None,
         on_end: Callable[[Connection], None],
-        on_abort: Callable[[Connection, BaseException], None],
+        on_abort: Callable[[Connection, BaseException, str], None],
         reset: Callable[[], None],
     ) -> None:
         self.url = dialects.absolute(url)
@@ -122,10 +122,12 @@ class Connections:
             cursor.close()
 
     def _on_error(self, context: ExceptionContext) -> None:
-        error, connection = context.original_exception, context.connection
-        code = dialects.error_code(error)
-        if connection and dialects.matches(code, self.settings.deadlock_codes):
-            self._on_abort(connection, error)
+        error, settings = context.original_exception, self.settings
+        is_deadlock = dialects.matches(
+            dialects.error_code(error), settings.deadlock_codes
+        )
+        if context.connection and settings.begin and is_deadlock:
+            self._on_abort(context.connection, error, settings.begin)
 
     def enter(self) -> None:
         """Pass the fork gate before a call; ``leave`` has to follow it."""

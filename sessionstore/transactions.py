@@ -97,13 +97,16 @@ class Scopes:
         # This thread keeps an inherited scope: its block is still on the stack, and
         # what the child calls inside it must be refused, not begin a new transaction.
 
-    def doom(self, connection: Connection, error: BaseException) -> None:
+    def doom(self, connection: Connection, error: BaseException, begin: str) -> None:
         """Let no transaction be committed that the server has ended by itself."""
         # MySQL does so at a deadlock.  If the caller does not let the error through,
-        # what follows in the block would each be committed at once.
+        # what follows in the block would be committed at once, each for itself; in
+        # another transaction it is rolled back.
         scope = self._thread.scope
         if scope and scope.kept.connection is connection:
             scope.doomed_by = scope.doomed_by or error
+            scope.kept.command("ROLLBACK")
+            scope.kept.command(begin)
 
     def refuse_to_end(self, connection: Connection) -> None:
         """Raise StoreError if a caller is about to end our transaction halfway."""
