@@ -202,7 +202,12 @@ def test_ids_move_on_past_another_programs_rows(store: SqlStore) -> None:
             text("INSERT INTO store (id) VALUES (:id)"),
             [{"id": id_} for id_ in range(2, 400)],
         )
-    assert store.save(Task("x", child=Task())) >= 400
+    id_ = store.save(Task("x", child=Task()))
+    assert id_ >= 400
+    with store.transaction() as connection:
+        connection.execute(text("INSERT INTO store (id) VALUES (:i)"), {"i": id_ + 2})
+    store.replace(id_, Task("y", child=Task("child of y")))
+    assert store.load(id_).child.persistent_id > id_ + 2
     with pytest.raises(DecodeError, match="NULL"):
         store.load(2)
 
