@@ -18,9 +18,12 @@ from sqlalchemy import (
     String,
     Table,
     create_engine,
+    event,
     select,
     text,
 )
+from sqlalchemy.dialects import registry
+from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
 from sqlalchemy.exc import OperationalError
 
 from sessionstore import (
@@ -575,3 +578,29 @@ def test_block_whose_outer_block_has_ended_says_so(store: SqlStore) -> None:
             holder.close()
     assert task.persistent_id is None
     assert len(store) == 0
+
+
+class OtherDriver(SQLiteDialect_pysqlite):
+    """A driver that the package has no settings for."""
+
+    driver = "other"
+    supports_statement_cache = True
+
+
+def test_store_goes_on_after_a_commit_that_failed(tmp_path: Path) -> None:
+    """G2: also with a driver that is not known here."""
+    registry.register("sqlite.other", __name__, "OtherDriver")
+    store = SqlStore(f"sqlite+other:///{tmp_path}/store.db")
+    kept = store.save(Task("kept"))
+    task = Task()
+    with pytest.raises(StoreError), store.transaction() as connection:
+        store.save(task)
+        event.listen(connection.engine, "commit", _fail, once=True)
+    assert task.persistent_id is None
+    assert list(store.list()) == [kept]
+    store.save(task)
+    assert len(store) == 2
+
+
+def _fail(connection: object) -> None:
+    raise OperationalError("COMMIT", None, Exception("no space"))
