@@ -5,7 +5,6 @@ This is what ``SqlStore`` and ``SessionStore`` have in common.
 
 from __future__ import annotations
 
-import logging
 import operator
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -42,7 +41,6 @@ from sessionstore.statements import Parameters, Statement
 
 __all__ = ["ObjectTable", "key_of"]
 
-log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 #: Rows in one page of an iteration.
