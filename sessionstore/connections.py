@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from sqlalchemy import event
-from sqlalchemy.engine import URL, Connection, create_engine
+from sqlalchemy.engine import URL, Connection, ExceptionContext, create_engine
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.pool import NullPool, StaticPool
 
@@ -39,8 +39,9 @@ class _ThreadLife:
 class Connections:
     """One engine, and its connections of all threads of this process.
 
-    ``on_end`` is called before SQLAlchemy commits or rolls back a connection, and
-    ``reset`` in a forked child, to drop what else must not cross a fork.
+    ``on_end`` is called before SQLAlchemy commits or rolls back a connection,
+    ``on_abort`` when a caller's own statement met a deadlock, and ``reset`` in a
+    forked child, to drop what else must not cross a fork.
     """
 
     def __init__(
@@ -50,12 +51,14 @@ class Connections:
         options: dialects.Options,
         engine_options: Mapping[str, Any] | None,
         on_end: Callable[[Connection], None],
+        on_abort: Callable[[Connection, BaseException, str], None],
         reset: Callable[[], None],
     ) -> None:
         self.url = dialects.absolute(url)
         self._options = options
         self._engine_options = dict(engine_options or {})
         self._on_end = on_end
+        self._on_abort = on_abort
         self._reset = reset
         self._open_engine()
 
@@ -87,6 +90,7 @@ class Connections:
         self._start_anew()
         for name in ("commit", "rollback"):
             event.listen(self.engine, name, self._on_end)
+        event.listen(self.engine, "handle_error", self._on_error)
         event.listen(self.engine, "connect", self._configure)
         event.listen(self.engine, "do_connect", self._before_connect)
         self._guard = fork.Guard(
@@ -116,6 +120,14 @@ class Connections:
             self.settings.on_connect(cursor, self._options)
         finally:
             cursor.close()
+
+    def _on_error(self, context: ExceptionContext) -> None:
+        error, settings = context.original_exception, self.settings
+        is_deadlock = dialects.matches(
+            dialects.error_code(error), settings.deadlock_codes
+        )
+        if context.connection and settings.begin and is_deadlock:
+            self._on_abort(context.connection, error, settings.begin)
 
     def enter(self) -> None:
         """Pass the fork gate before a call; ``leave`` has to follow it."""

@@ -56,6 +56,7 @@ class Database:
             options=options,
             engine_options=engine_options,
             on_end=self.scopes.refuse_to_end,
+            on_abort=self.scopes.doom,
             reset=self._reset_in_child,
         )
         self.url = self.connections.url

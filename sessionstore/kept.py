@@ -240,6 +240,8 @@ class KeptConnection:
         if self.connection.in_transaction():
             self.connection.rollback()
         elif self._settings.begin is None and self.is_usable:
+            # After a commit that failed SQLAlchemy waits for this.
+            self.connection.rollback()
             self.driver.rollback()
 
     def invalidate(self) -> None:

@@ -5,11 +5,10 @@ This is what ``SqlStore`` and ``SessionStore`` have in common.
 
 from __future__ import annotations
 
-import logging
 import operator
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import Column, bindparam, select
 from sqlalchemy.exc import SQLAlchemyError
@@ -41,7 +40,7 @@ from sessionstore.statements import Parameters, Statement
 
 __all__ = ["ObjectTable", "key_of"]
 
-log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 #: Rows in one page of an iteration.
 PAGE = 500
@@ -155,28 +154,33 @@ class ObjectTable:
     ) -> Sequence[int]:
         """Write objects with all they refer to, after what ``first`` writes."""
         self.prepare()
-        for attempt in range(1, ATTEMPTS + 1):
+
+        def run() -> Sequence[int]:
             # Encoded before the transaction, so that nobody waits for pickling.
             records = self.encode(objects)
 
-            def work(kept: KeptConnection, records: Sequence[Record] = records) -> None:
+            def work(kept: KeptConnection) -> None:
                 if first is not None:
                     first(kept, records)
                 self.write(kept, records)
 
+            is_one = first is None and len(records) == 1
+            self.database.write(work, is_one_statement=is_one)
+            ids = {id(record.obj): record.id for record in records}
+            return [ids[id(obj)] for obj in objects]
+
+        return self._with_free_ids(run)
+
+    def _with_free_ids(self, run: Callable[[], T]) -> T:
+        for _ in range(ATTEMPTS - 1):
             try:
-                self.database.write(
-                    work, is_one_statement=first is None and len(records) == 1
-                )
+                return run()
             except DuplicateKeyError:
                 # Another program has put rows above our block since we took it.
                 self._counter.allocator.reset()
-                if self.database.scope is not None or attempt == ATTEMPTS:
+                if self.database.scope is not None:
                     raise
-            else:
-                ids = {id(record.obj): record.id for record in records}
-                return [ids[id(obj)] for obj in objects]
-        raise AssertionError("unreachable")
+        return run()
 
     def write(self, kept: KeptConnection, records: Sequence[Record]) -> None:
         """Write records' rows, and note on the objects that they are stored."""
@@ -237,26 +241,32 @@ class ObjectTable:
     def write_over(self, obj: object, object_id: int) -> None:
         """Make a row a copy of ``obj``, which stays what and where it is itself."""
         self.prepare()
-        first, *nested = encode(
-            [obj],
-            known_id=lambda o: object_id if o is obj else self.identities.known_id(o),
-            new_id=self._new_id,
-            serializer=self.serializer,
-        )
 
-        def work(kept: KeptConnection) -> None:
-            try:
-                is_there = self._update(kept, object_id, first)
-            except StoreError as error:
-                raise self._explained(error, [first]) from error.__cause__
-            except _UNSENDABLE as error:
-                raise self._unsendable(error) from error
-            if not is_there:
-                raise not_found(object_id)
-            self.write(kept, nested)
-            self.identities.evict(object_id)
+        def run() -> None:
+            first, *nested = encode(
+                [obj],
+                known_id=lambda o: (
+                    object_id if o is obj else self.identities.known_id(o)
+                ),
+                new_id=self._new_id,
+                serializer=self.serializer,
+            )
 
-        self.database.write(work)
+            def work(kept: KeptConnection) -> None:
+                try:
+                    is_there = self._update(kept, object_id, first)
+                except StoreError as error:
+                    raise self._explained(error, [first]) from error.__cause__
+                except _UNSENDABLE as error:
+                    raise self._unsendable(error) from error
+                if not is_there:
+                    raise not_found(object_id)
+                self.write(kept, nested)
+                self.identities.evict(object_id)
+
+            self.database.write(work)
+
+        self._with_free_ids(run)
 
     def delete(self, kept: KeptConnection, object_id: int) -> None:
         """Delete a row."""

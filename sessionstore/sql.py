@@ -277,6 +277,9 @@ class SqlStore(Store):
             if not connection.in_transaction():
                 # Else a commit() of the caller's would go by without a word.
                 connection.begin()
+            # SQLAlchemy's has_table() leaves it on, and then a deadlock that the
+            # caller's own statement meets would not be noticed.
+            connection.execution_options(skip_user_error_events=False)
             yield connection
 
     def invalidate_cache(self) -> None:

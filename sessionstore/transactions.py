@@ -97,6 +97,17 @@ class Scopes:
         # This thread keeps an inherited scope: its block is still on the stack, and
         # what the child calls inside it must be refused, not begin a new transaction.
 
+    def doom(self, connection: Connection, error: BaseException, begin: str) -> None:
+        """Let no transaction be committed that the server has ended by itself."""
+        # MySQL does so at a deadlock.  If the caller does not let the error through,
+        # what follows in the block would be committed at once, each for itself; in
+        # another transaction it is rolled back.
+        scope = self._thread.scope
+        if scope and scope.kept.connection is connection:
+            scope.doomed_by = scope.doomed_by or error
+            scope.kept.command("ROLLBACK")
+            scope.kept.command(begin)
+
     def refuse_to_end(self, connection: Connection) -> None:
         """Raise StoreError if a caller is about to end our transaction halfway."""
         # In autocommit mode a caller's own commit() would do that, and what the
@@ -138,6 +149,12 @@ class Transaction:
         if not self._is_outermost:
             if error is not None:
                 scope.doomed_by = scope.doomed_by or error
+            elif scope.is_ending:
+                # A generator that held the outer block was closed meanwhile.
+                raise StoreError(
+                    "the transaction ended before this block, which was inside it; "
+                    "what the block did after that was not part of it"
+                )
             return
         try:
             self._end(scope, error)

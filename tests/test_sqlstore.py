@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,13 @@ from sqlalchemy import (
     String,
     Table,
     create_engine,
+    event,
     select,
     text,
 )
+from sqlalchemy.dialects import registry
+from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
+from sqlalchemy.exc import OperationalError
 
 from sessionstore import (
     ConfigurationError,
@@ -199,7 +205,12 @@ def test_ids_move_on_past_another_programs_rows(store: SqlStore) -> None:
             text("INSERT INTO store (id) VALUES (:id)"),
             [{"id": id_} for id_ in range(2, 400)],
         )
-    assert store.save(Task("x", child=Task())) >= 400
+    id_ = store.save(Task("x", child=Task()))
+    assert id_ >= 400
+    with store.transaction() as connection:
+        connection.execute(text("INSERT INTO store (id) VALUES (:i)"), {"i": id_ + 2})
+    store.replace(id_, Task("y", child=Task("child of y")))
+    assert store.load(id_).child.persistent_id > id_ + 2
     with pytest.raises(DecodeError, match="NULL"):
         store.load(2)
 
@@ -515,3 +526,81 @@ def test_what_cannot_be_an_id_is_not_found(store: SqlStore, id_: object) -> None
     assert id_ not in store
     with pytest.raises(NotFoundError, match="64 bits"):
         store.load(id_)
+
+
+@pytest.mark.backends("mariadb")
+def test_deadlock_that_is_not_let_through_dooms_the_block(database_url: str) -> None:
+    """G2: MySQL has rolled back by then, and what follows would be committed alone."""
+    store = SqlStore(database_url)
+    engine = create_engine(database_url)
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE mine (id INT PRIMARY KEY, v INT)"))
+        connection.execute(text("INSERT INTO mine VALUES (1, 0), (2, 0)"))
+    mine = text("UPDATE mine SET v = v + 1 WHERE id = :id")
+    both_have_one = threading.Barrier(2, timeout=60)
+
+    def other() -> None:
+        with engine.connect() as connection:
+            for _ in range(20):  # the server ends the one that has written less
+                connection.execute(mine, {"id": 2})
+            both_have_one.wait()
+            connection.execute(mine, {"id": 1})
+
+    thread = threading.Thread(target=other)
+    task = Task()
+    with pytest.raises(StoreError, match="Deadlock"), store.transaction() as connection:
+        store.save(task)
+        connection.execute(mine, {"id": 1})
+        thread.start()
+        both_have_one.wait()
+        with pytest.raises(OperationalError, match="Deadlock"):
+            connection.execute(mine, {"id": 2})
+        store.save(Task("alone"))
+    thread.join()
+    assert task.persistent_id is None
+    assert "alone" not in [task.jobname for task in store.iter_objects()]
+    engine.dispose()
+
+
+def test_block_whose_outer_block_has_ended_says_so(store: SqlStore) -> None:
+    """G2: a generator that holds the outer block may be closed too early."""
+
+    def hold() -> Iterator[None]:
+        with store.transaction():
+            yield
+
+    holder = hold()
+    next(holder)
+    task = Task()
+    with pytest.raises(StoreError, match="ended before this block"):
+        with store.transaction():
+            store.save(task)
+            holder.close()
+    assert task.persistent_id is None
+    assert len(store) == 0
+
+
+class OtherDriver(SQLiteDialect_pysqlite):
+    """A driver that the package has no settings for."""
+
+    driver = "other"
+    supports_statement_cache = True
+
+
+def test_store_goes_on_after_a_commit_that_failed(tmp_path: Path) -> None:
+    """G2: also with a driver that is not known here."""
+    registry.register("sqlite.other", __name__, "OtherDriver")
+    store = SqlStore(f"sqlite+other:///{tmp_path}/store.db")
+    kept = store.save(Task("kept"))
+    task = Task()
+    with pytest.raises(StoreError), store.transaction() as connection:
+        store.save(task)
+        event.listen(connection.engine, "commit", _fail, once=True)
+    assert task.persistent_id is None
+    assert list(store.list()) == [kept]
+    store.save(task)
+    assert len(store) == 2
+
+
+def _fail(connection: object) -> None:
+    raise OperationalError("COMMIT", None, Exception("no space"))
