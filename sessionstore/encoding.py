@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable
 
 from sessionstore.errors import EncodeError
 from sessionstore.persistable import Persistable
+from sessionstore.refusal import thread
 from sessionstore.serialization import Record, Serializer, path_of, state_of
 
-__all__ = ["encode", "is_encoding"]
-
-
-class _ThreadState(threading.local):
-    is_encoding = False
-
-
-_thread = _ThreadState()
-
-
-def is_encoding() -> bool:
-    """Say whether this thread is turning an object into a payload just now."""
-    return _thread.is_encoding
+__all__ = ["encode"]
 
 
 def encode(
@@ -71,7 +59,7 @@ def encode(
         meet(root, is_root=True)
 
     records = []
-    was_encoding, _thread.is_encoding = _thread.is_encoding, True
+    was_encoding, thread.is_encoding = thread.is_encoding, True
     try:
         for obj in todo:  # which grows as objects are met
             expected = obj
@@ -85,7 +73,7 @@ def encode(
             if is_written:
                 records.append(Record(obj, object_id, is_new, payload, state_of(obj)))
     finally:
-        _thread.is_encoding = was_encoding
+        thread.is_encoding = was_encoding
     return records
 
 

@@ -95,6 +95,8 @@ def failure(
     """
     code = error_code(error)
     said = " ".join(str(error).split()) or type(error).__name__
+    # PostgreSQL quotes the whole row, with the beginning of the payload.
+    said = said.partition(" DETAIL: Failing row contains")[0]
     where = f"{url.database or url!r}" if url.host is None else f"{url!r}"
 
     if matches(code, settings.duplicate_codes):

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy import (
@@ -42,6 +41,7 @@ from sqlalchemy.ext.compiler import compiles
 
 from sessionstore.errors import ConfigurationError, SchemaError
 from sessionstore.extra import ExtraFields, add_referred
+from sessionstore.migrating import migrate
 from sessionstore.statements import ByIds, Statement
 
 __all__ = ["CURRENT_VERSION", "MissingTableError", "Schema"]
@@ -352,28 +352,9 @@ class Schema:
 
     def build(self, connection: Connection) -> None:
         """Make what is missing, inside a transaction and under the setup lock."""
-        # Alembic is imported here only: it takes longer than all else at start.
-        from alembic.config import Config
-        from alembic.runtime.environment import EnvironmentContext
-        from alembic.script import ScriptDirectory
-
         if inspect(connection).has_table(self.version.name):
             version = self.version_in(connection)
             if version is not None:
                 self.check_version(version)
         self.metadata.create_all(connection, tables=[self.objects])
-        config = Config()
-        folder = Path(__file__).with_name("migrations")
-        config.set_main_option("script_location", str(folder).replace("%", "%%"))
-        scripts = ScriptDirectory.from_config(config)
-        with EnvironmentContext(
-            config,
-            scripts,
-            fn=lambda revision, _: scripts._upgrade_revs("head", revision),
-        ) as environment:
-            environment.configure(
-                connection=connection,
-                version_table=self.version.name,
-                transactional_ddl=False,
-            )
-            environment.run_migrations(table=self.name)
+        migrate(connection, table=self.name, version_table=self.version.name)

@@ -262,7 +262,10 @@ class SqlStore(Store):
 
         Yields the SQLAlchemy connection, so that rows of your own commit together
         with the store's; do not commit or roll back on it yourself.  Blocks may be
-        nested: an exception that leaves an inner one rolls back the outermost too.
+        nested: an exception that leaves an inner one rolls back the outermost too,
+        and so does one that a store's or a session's call raises in it.
+
+        MySQL and MariaDB commit what came before a CREATE, ALTER or DROP in it.
 
         >>> from sessionstore import SqlStore, Task
         >>> store = SqlStore("sqlite:///tasks.db")

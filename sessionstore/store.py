@@ -9,8 +9,8 @@ from typing import Any
 
 from sqlalchemy.engine import URL
 
-from sessionstore.encoding import is_encoding
-from sessionstore.errors import ConfigurationError, EncodeError
+from sessionstore.errors import ConfigurationError
+from sessionstore.refusal import refuse_in_payload
 from sessionstore.url import Url
 
 __all__ = ["Store", "make_store", "register"]
@@ -54,12 +54,10 @@ class Store(ABC):
 
     def _refuse_to_be_stored(self) -> None:
         """Raise EncodeError if this is called to make part of a payload."""
-        if is_encoding():
-            raise EncodeError(
-                f"{self!r} is inside an object to be stored; a store cannot be part "
-                "of what it stores: leave it out in the object's __getstate__"
-            )
-        return
+        refuse_in_payload(
+            f"{self!r} is inside an object to be stored; a store cannot be part "
+            "of what it stores: leave it out in the object's __getstate__"
+        )
 
 
 _constructors: dict[str, Callable[..., Any]] = {}

@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from sessionstore.errors import ConfigurationError
+from sessionstore.refusal import refuse_in_payload
 
 __all__ = ["Url"]
 
@@ -132,6 +133,11 @@ class Url:
         return hash(self._text)
 
     def __reduce__(self) -> tuple[Any, ...]:
+        if self.password is not None:
+            refuse_in_payload(
+                f"{self!r} is inside an object to be stored, and everybody who reads "
+                "the table would have its password; store the URL without it"
+            )
         return Url, (self._text,)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import pickle
 import re
 import sqlite3
 import subprocess
@@ -19,12 +20,14 @@ from sqlalchemy import create_engine, event, make_url, text
 
 from sessionstore import (
     ConfigurationError,
+    EncodeError,
     SchemaError,
     SessionStore,
     SqlStore,
     StoreError,
     StoreUnavailableError,
     Task,
+    Url,
 )
 
 
@@ -237,3 +240,14 @@ def test_engine_options_do_not_undo_what_forks_need(tmp_path: Path, fork) -> Non
     done.set()
     thread.join()
     assert len(store) == 2
+
+
+def test_password_of_a_url_gets_into_no_payload(tmp_path: Path) -> None:
+    """G9: a task that holds one is refused, and says what to do."""
+    store = SqlStore(f"sqlite:///{tmp_path}/store.db")
+    store.save(Task(url=Url("postgresql://u@h/d")))
+    with pytest.raises(EncodeError, match="without") as caught:
+        store.save(Task(url=Url("postgresql://u:s3cret@h/d")))
+    assert "s3cret" not in str(caught.value)
+    assert pickle.loads(pickle.dumps(Url("x://u:s3cret@h"))).password == "s3cret"
+    assert len(store) == 1

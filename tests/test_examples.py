@@ -60,3 +60,15 @@ def test_readme_examples_run(monkeypatch: pytest.MonkeyPatch) -> None:
         above = text.count("\n", 0, block.start(1))
         source = "\n" * above + block[1]
         exec(compile(source, str(README), "exec"), module.__dict__)
+
+
+def test_tests_that_the_readme_names_exist() -> None:
+    """The README's guarantees each name what proves them."""
+    root = README.parent
+    text = README.read_text(encoding="utf-8")
+    named = re.findall(r"`(tests/[\w/]+(?:\.py|\.md)?)(?:::(\w+))?`", text)
+    assert len(named) >= 9
+    for path, function in named:
+        assert (root / path).exists(), path
+        if function:
+            assert f"def {function}(" in (root / path).read_text(encoding="utf-8")

@@ -1,0 +1,48 @@
+"""The tables beside the object table, made and brought up to date by Alembic.
+
+Alembic is imported in the function, as it takes longer than all else at start and is
+needed only where the tables are not of the current version.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sqlalchemy.engine import Connection, Dialect
+
+__all__ = ["migrate"]
+
+
+def migrate(connection: Connection, *, table: str, version_table: str) -> None:
+    """Run the steps that the tables of ``table`` have not seen, in a transaction."""
+    from alembic.config import Config
+    from alembic.runtime.environment import EnvironmentContext
+    from alembic.script import ScriptDirectory
+
+    _make_known(connection.dialect)
+    config = Config()
+    folder = Path(__file__).with_name("migrations")
+    config.set_main_option("script_location", str(folder).replace("%", "%%"))
+    scripts = ScriptDirectory.from_config(config)
+    with EnvironmentContext(
+        config,
+        scripts,
+        fn=lambda revision, _: scripts._upgrade_revs("head", revision),
+    ) as environment:
+        environment.configure(
+            connection=connection,
+            version_table=version_table,
+            transactional_ddl=False,
+        )
+        environment.run_migrations(table=table)
+
+
+def _make_known(dialect: Dialect) -> None:
+    from alembic.ddl.impl import DefaultImpl
+
+    try:
+        DefaultImpl.get_by_dialect(dialect)
+    except KeyError:
+        # Alembic lists the dialects that it knows, by the classes that name them.
+        # Creating tables, which is all we do, takes nothing special.
+        type("Implementation", (DefaultImpl,), {"__dialect__": dialect.name})

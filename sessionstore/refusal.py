@@ -1,0 +1,26 @@
+"""What must not get into a payload, and how it learns that it is about to."""
+
+from __future__ import annotations
+
+import threading
+
+from sessionstore.errors import EncodeError
+
+__all__ = ["refuse_in_payload", "thread"]
+
+
+class _ThreadState(threading.local):
+    #: Whether this thread is turning an object into a payload just now.
+    is_encoding = False
+
+
+thread = _ThreadState()
+
+
+def refuse_in_payload(reason: str) -> None:
+    """Raise EncodeError if this is called to make part of a payload.
+
+    For use in a ``__reduce__``, which other users of pickle call too.
+    """
+    if thread.is_encoding:
+        raise EncodeError(reason)
