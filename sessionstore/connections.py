@@ -157,7 +157,7 @@ class Connections:
         self._guard.check()
         kept = self._thread.kept
         if kept is not None:
-            if kept.is_open:
+            if kept.is_open and not kept.is_outdated:
                 return kept
             self.discard(kept)
         kept = self.open()
@@ -203,10 +203,17 @@ class Connections:
         kept.close()
 
     def dispose(self) -> None:
-        """Close all connections of all threads; the next call opens one."""
-        with fork.gate.inside():
+        """Close the connections of all threads; the next call opens one.
+
+        One that another thread does not give up in time is closed at that one's next
+        call.
+        """
+        with fork.gate.closed():
             for kept in list(self._kept.values()):
-                self.discard(kept)
+                if kept.is_busy:
+                    kept.is_outdated = True
+                else:
+                    self.discard(kept)
             self.engine.dispose()
 
     def _thread_ended(self, thread: int) -> None:

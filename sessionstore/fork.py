@@ -150,6 +150,15 @@ class Gate:
                 lambda: {*self._inside, *self._held.values()} <= {thread}, timeout
             )
 
+    @contextmanager
+    def closed(self) -> Iterator[None]:
+        """Keep other threads out for the block, but for who does not leave in time."""
+        self.close(WAIT)
+        try:
+            yield
+        finally:
+            self.open()
+
     def open(self) -> None:
         """Let threads in again, unless another thread is forking too."""
         with self._condition:

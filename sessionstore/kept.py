@@ -52,6 +52,8 @@ class KeptConnection:
         self.is_busy = False
         #: Neither closed nor lost.
         self.is_open = True
+        #: To be closed instead of used again.
+        self.is_outdated = False
         self._settings = settings
         self._url = url
         self._options = options

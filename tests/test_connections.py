@@ -105,6 +105,33 @@ def test_thread_has_one_connection_and_takes_it_along(database_url, server) -> N
     assert len(store) == 5
 
 
+def test_close_lets_another_thread_finish(database_url, monkeypatch) -> None:
+    """G2: a transaction goes on though its store is closed in the middle of it."""
+    monkeypatch.setattr("sessionstore.fork.WAIT", 0.05)
+    store = SqlStore(database_url)
+    begun, closed = threading.Event(), threading.Event()
+
+    def use() -> None:
+        with store.transaction():
+            store.save(Task("before"))
+            begun.set()
+            closed.wait(30)
+            store.save(Task("after"))
+        store.save(Task("later"))
+
+    thread = threading.Thread(target=use)
+    thread.start()
+    begun.wait(30)
+    store.close()
+    closed.set()
+    thread.join()
+    assert [task.jobname for task in store.iter_objects()] == [
+        "before",
+        "after",
+        "later",
+    ]
+
+
 @pytest.mark.backends("postgresql", "mariadb")
 def test_lost_idle_connection_is_replaced(database_url, server) -> None:
     """What was cut while idle is nobody's trouble, for reads as for writes."""
