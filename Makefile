@@ -21,6 +21,9 @@ check: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	sh tests/install_servers.sh
+	if ! $(VENV)/bin/python -c 'import MySQLdb' 2>/dev/null && pkg-config --exists libmariadb 2>/dev/null; then \
+	  $(VENV)/bin/pip install --quiet --editable '.[test-mysqlclient]'; \
+	fi
 	$(VENV)/bin/pytest -n auto $(PYTEST_ARGS)
 
 # The crash tests for long: hundreds of kills, a thousand power cuts.

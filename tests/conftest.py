@@ -7,7 +7,8 @@ import signal
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,8 @@ def _missing() -> list[str]:
         missing.append("postgresql")
     if servers.mariadb_binary("mariadbd") is None:
         missing.append("mariadb")
+    if find_spec("MySQLdb") is None:
+        missing.append("mysqlclient")
     return missing
 
 
@@ -33,7 +36,7 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     missing = _missing()
     if missing and os.environ.get("CI"):
-        raise pytest.UsageError(f"no server programs found for: {', '.join(missing)}")
+        raise pytest.UsageError(f"not installed: {', '.join(missing)}")
     # The controller starts the servers, and its workers are told where they are.
     config.stash[_running] = started = {}
     if not config.option.collectonly:
@@ -59,14 +62,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("backend", marker.args if marker else BACKENDS)
 
 
-@pytest.fixture
-def make_database(tmp_path: Path, worker_id: str) -> Iterator[Callable[[str], str]]:
-    """Make an empty database that no other test uses, and return its URL."""
-    with ExitStack() as databases:
+@contextmanager
+def databases(worker_id: str) -> Iterator[Callable[[str], str]]:
+    """Give a function that makes empty databases on a server and returns their URLs.
+
+    They are dropped at the block's end.
+    """
+    with ExitStack() as made:
 
         def make(backend: str) -> str:
-            if backend == "sqlite":
-                return f"sqlite:///{tmp_path}/store.db"
             server = os.environ.get(f"SESSIONSTORE_TEST_{backend.upper()}")
             if server is None:
                 pytest.skip(f"there is no {backend} server on this machine")
@@ -80,9 +84,22 @@ def make_database(tmp_path: Path, worker_id: str) -> Iterator[Callable[[str], st
                 engine.dispose()
 
             run(f"CREATE DATABASE {name}")
-            databases.callback(run, f"DROP DATABASE {name}{force}")
+            made.callback(run, f"DROP DATABASE {name}{force}")
             url = engine.url.set(database=name)
             return url.render_as_string(hide_password=False)
+
+        yield make
+
+
+@pytest.fixture
+def make_database(tmp_path: Path, worker_id: str) -> Iterator[Callable[[str], str]]:
+    """Make an empty database that no other test uses, and return its URL."""
+    with databases(worker_id) as on_server:
+
+        def make(backend: str) -> str:
+            if backend == "sqlite":
+                return f"sqlite:///{tmp_path}/store.db"
+            return on_server(backend)
 
         yield make
 

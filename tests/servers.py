@@ -23,6 +23,7 @@ from urllib.parse import quote
 import psutil
 import psycopg
 import pymysql
+import trustme
 
 #: Has what a URL must quote, and what Alembic's configuration would expand.
 PASSWORD = "p@ss/w:rd%41"
@@ -101,7 +102,13 @@ def start_postgresql() -> Server:
         capture_output=True,
         user=user,
     )
+    for file in _make_certificate(folder):
+        if user is not None:
+            shutil.chown(file, user)
     settings = {
+        "ssl": "on",
+        "ssl_cert_file": folder / "certificate.pem",
+        "ssl_key_file": folder / "key.pem",
         "listen_addresses": "127.0.0.1",
         "port": port,
         "unix_socket_directories": folder,
@@ -113,7 +120,8 @@ def start_postgresql() -> Server:
     # SIGINT is PostgreSQL's fast shutdown, which does not wait for clients.
     server = _start(
         [postgres, "-D", data, *arguments],
-        f"postgresql+psycopg://{_LOGIN}@127.0.0.1:{port}/postgres",
+        # Plain unless a test asks for TLS, which libpq would prefer.
+        f"postgresql+psycopg://{_LOGIN}@127.0.0.1:{port}/postgres?sslmode=disable",
         folder,
         user,
         signal.SIGINT,
@@ -183,6 +191,16 @@ def start_mariadb() -> Server:
 
     _wait(server, create_user)
     return server
+
+
+def _make_certificate(folder: Path) -> list[Path]:
+    certificate = trustme.CA().issue_cert("127.0.0.1")
+    files = [folder / "certificate.pem", folder / "key.pem"]
+    certificate.cert_chain_pems[0].write_to_path(files[0])
+    certificate.private_key_pem.write_to_path(files[1])
+    for file in files:
+        file.chmod(0o600)  # else PostgreSQL refuses the key
+    return files
 
 
 def _start(
