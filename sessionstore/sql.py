@@ -15,7 +15,7 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
 from sessionstore.database import Database
 from sessionstore.dialects import Options
-from sessionstore.errors import ConfigurationError, NotFoundError
+from sessionstore.errors import ConfigurationError, ForkError, NotFoundError
 from sessionstore.extra import ExtraFields
 from sessionstore.files import make_folder
 from sessionstore.ids import IdSource, IntId
@@ -123,6 +123,12 @@ class SqlStore(Store):
 
     def __reduce__(self) -> tuple[Any, ...]:
         self._refuse_to_be_stored()
+        if self._objects.database.connections.is_in_memory:
+            # It would be another database there, and what is saved in it be lost.
+            raise ForkError(
+                "an in-memory SQLite database belongs to the process that opened it, "
+                "and cannot be handed to another one; use a file"
+            )
         return _from_recipe, (type(self), self._recipe)
 
     def __repr__(self) -> str:
