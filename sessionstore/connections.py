@@ -208,7 +208,7 @@ class Connections:
         One that another thread does not give up in time is closed at that one's next
         call.
         """
-        with fork.gate.closed():
+        with fork.gate.closed(fork.WAIT):
             for kept in list(self._kept.values()):
                 if kept.is_busy:
                     kept.is_outdated = True

@@ -19,18 +19,19 @@ in the child
     open at the fork is refused from then on.
 
 ``os.register_at_fork`` does not see a ``fork()`` made by C code, so each entry
-through the gate compares the PID too and does the child's part late.
+through the gate compares the PID too and does the child's part late; so does each
+use of a connection, and the interpreter's end.
 """
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event
@@ -38,10 +39,11 @@ from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.pool import SingletonThreadPool
 
 from sessionstore.errors import ForkError
-from sessionstore.inherited import disown
+from sessionstore.gate import Gate
+from sessionstore.inherited import PARENTS, ParentsConnection, disown, is_disowned
 
 if TYPE_CHECKING:
-    from sqlalchemy.engine import URL, Engine
+    from sqlalchemy.engine import URL, Connection, Engine
 
 __all__ = ["protect"]
 
@@ -49,121 +51,6 @@ log = logging.getLogger(__name__)
 
 #: Seconds a fork waits for the database calls of other threads.
 WAIT = 2.0
-
-
-class Gate:
-    """Let database calls through, but none while the process forks.
-
-    A thread that is inside already passes, else two stores used together, or a
-    call inside a transaction, would stall a fork that waits for them.
-    """
-
-    def __init__(self) -> None:
-        self.pid = os.getpid()
-        self.renew()
-
-    def renew(self) -> None:
-        """Make the locks anew: a thread that is not here may hold an inherited one."""
-        self._condition = threading.Condition()
-        #: How deep each thread is inside.
-        self._inside: dict[int, int] = {}
-        #: What threads hold from call to call, such as a checked-out connection.
-        self._held: dict[object, int] = {}
-        self._forking: set[int] = set()
-
-    def enter(self) -> None:
-        """Pass, or wait until the forks under way are done."""
-        self.notice_fork()
-        thread = threading.get_ident()
-        inside = self._inside
-        depth = inside.get(thread, 0)
-        # Who passes says so first and looks for forks afterwards; who forks does the
-        # two the other way round.  So one of them sees the other, without a lock.
-        inside[thread] = depth + 1
-        if self._forking and not depth:
-            self._wait(thread)
-
-    def _wait(self, thread: int) -> None:
-        with self._condition:
-            del self._inside[thread]
-            self._condition.notify_all()
-            if thread not in self._held.values():
-                self._condition.wait_for(lambda: not (self._forking - {thread}))
-            self._inside[thread] = 1
-
-    def notice_fork(self) -> None:
-        """Do the child's part now if no hook did it at the fork."""
-        pid = os.getpid()
-        if pid == self.pid:
-            return
-        # One thread does it and the others wait, on a lock that was not there at
-        # the fork (setdefault is atomic).
-        with _late.setdefault(pid, threading.RLock()):
-            if pid != self.pid:
-                after_in_child()
-
-    def leave(self) -> None:
-        """Undo one ``enter``."""
-        thread = threading.get_ident()
-        depth = self._inside.get(thread, 0)
-        if depth > 1:
-            self._inside[thread] = depth - 1
-        elif depth:
-            del self._inside[thread]
-            if self._forking:
-                self._tell_forks()
-
-    def hold(self, key: object) -> None:
-        """Be inside until ``release``, which may come from another thread."""
-        self._held[key] = threading.get_ident()
-
-    def release(self, key: object) -> None:
-        """Undo ``hold``."""
-        if self._held.pop(key, None) is not None and self._forking:
-            self._tell_forks()
-
-    def is_held(self, key: object) -> bool:
-        """Say whether some thread holds this."""
-        return key in self._held
-
-    def _tell_forks(self) -> None:
-        with self._condition:
-            self._condition.notify_all()
-
-    @contextmanager
-    def inside(self) -> Iterator[None]:
-        """Be inside for the block; a child that inherits the block is not."""
-        self.enter()
-        pid = self.pid
-        try:
-            yield
-        finally:
-            if pid == os.getpid():
-                self.leave()
-
-    def close(self, timeout: float) -> bool:
-        """Keep other threads out; say whether all had left before the timeout."""
-        thread = threading.get_ident()
-        with self._condition:
-            self._forking.add(thread)
-            return self._condition.wait_for(
-                lambda: {*self._inside, *self._held.values()} <= {thread}, timeout
-            )
-
-    @contextmanager
-    def closed(self) -> Iterator[None]:
-        """Keep other threads out for the block, but for who does not leave in time."""
-        self.close(WAIT)
-        try:
-            yield
-        finally:
-            self.open()
-
-    def open(self) -> None:
-        """Let threads in again, unless another thread is forking too."""
-        with self._condition:
-            self._forking.discard(threading.get_ident())
-            self._condition.notify_all()
 
 
 class Guard:
@@ -188,6 +75,8 @@ class Guard:
         self._close_idle = close_idle
         self._reset = reset
         self._live: dict[int, tuple[Any, weakref.ref[Any]]] = {}
+        #: By thread, SQLAlchemy's record of a connection that is being set up.
+        self._opening: dict[int, weakref.ref[Any]] = {}
         self._file: str | None = None
         self._pinned: list[object] = []
         self._connecting = self._connected = False
@@ -195,7 +84,13 @@ class Guard:
         event.listen(engine, "connect", self._on_connect)
         event.listen(engine, "close", self._on_close)
         event.listen(engine, "close_detached", self._on_close)
+        # After a fork from C these may come before the gate does.
+        event.listen(engine, "commit", _before_end)
+        event.listen(engine, "rollback", _before_end)
+        event.listen(engine, "rollback_savepoint", _before_savepoint_ends)
+        event.listen(engine, "reset", _before_reset)
         if close_idle is None:
+            refuse_inherited(engine)
             event.listen(engine, "checkout", self._on_checkout)
             event.listen(engine, "checkin", self._on_checkin)
             event.listen(engine, "handle_error", _show_fork_error)
@@ -224,14 +119,17 @@ class Guard:
                 self._file = str(arguments[0])
             self.check()
             self._connecting = True
+            self._opening[threading.get_ident()] = weakref.ref(record)
             try:
                 return dialect.connect(*arguments, **keywords)
             except BaseException:
                 self._connecting = False
+                del self._opening[threading.get_ident()]
                 raise
 
     def _on_connect(self, connection: Any, record: Any) -> None:
         self._connected = True
+        self._opening.pop(threading.get_ident(), None)
         self._live[id(connection)] = (connection, weakref.ref(record))
 
     def _on_close(self, connection: Any, record: Any = None) -> None:
@@ -268,14 +166,16 @@ class Guard:
                 self._pinned.append(record.fairy_ref())
 
     def _close_idle_of_pool(self) -> None:
-        engine = self.engine()
-        if engine is None:
-            return
-        engine.dispose()
-        for key, (connection, _) in list(self._live.items()):
+        # Not by engine.dispose(): a busy connection would come back to a pool that
+        # nobody uses, and stay open there.
+        for key, (connection, reference) in list(self._live.items()):
             if not gate.is_held(key):
-                del self._live[key]
-                connection.close()
+                record = reference()
+                if record is not None and record.dbapi_connection is connection:
+                    record.invalidate()
+                else:
+                    connection.close()
+                self._live.pop(key, None)
 
     def after_in_parent(self) -> None:
         """Let go of what only the fork needed."""
@@ -286,7 +186,12 @@ class Guard:
         engine = self.engine()
         if engine is None:
             return
-        if self._live and self.is_sqlite:
+        opening = [record for ref in self._opening.values() if (record := ref())]
+        self._opening.clear()
+        for record in opening:
+            if record.dbapi_connection is not None:
+                self._live[id(record)] = record.dbapi_connection, weakref.ref(record)
+        if self.is_sqlite and (self._live or opening):
             self._refuse_sqlite()
         for connection, reference in list(self._live.values()):
             disown(connection, reference(), silence=not self.is_sqlite)
@@ -341,6 +246,43 @@ def is_in_memory(dialect: Any, url: URL) -> bool:
     )
 
 
+def refuse_inherited(target: Engine | Connection) -> None:
+    """Let statements that the parent's connections are given in a child be ForkError.
+
+    After a fork from C nobody else would see them.
+    """
+    event.listen(target, "before_cursor_execute", _before_statement)
+
+
+def _before_statement(connection: Connection, *_: object) -> None:
+    gate.notice_fork()
+    if _is_parents(connection):
+        raise ForkError(PARENTS)
+
+
+def _before_end(connection: Connection) -> None:
+    gate.notice_fork()
+
+
+def _before_savepoint_ends(connection: Connection, *_: object) -> None:
+    gate.notice_fork()
+    # Its end is a statement, and so would be refused; yet an exception that unwinds
+    # an inherited block must pass through.
+    if not connection.invalidated and _is_parents(connection):
+        connection.invalidate()
+
+
+def _before_reset(connection: object, record: object, state: object) -> None:
+    gate.notice_fork()
+    # SQLAlchemy has read the connection before this event, and would roll it back.
+    if is_disowned(connection):
+        raise ForkError(PARENTS)
+
+
+def _is_parents(connection: Connection) -> bool:
+    return isinstance(connection.connection.dbapi_connection, ParentsConnection)
+
+
 def _show_fork_error(context: Any) -> BaseException | None:
     # SQLAlchemy wraps whatever a statement raises; users are promised a ForkError.
     original = context.original_exception
@@ -362,9 +304,6 @@ def _identity(path: str) -> object:
     return status.st_dev, status.st_ino
 
 
-gate = Gate()
-#: By the PID of the process that makes up for hooks that did not run.
-_late: dict[int, threading.RLock] = {}
 _guards: weakref.WeakSet[Guard] = weakref.WeakSet()
 _refused_files: set[object] = set()
 
@@ -404,6 +343,9 @@ def _for_each_guard(step: Callable[[Guard], None]) -> None:
             log.exception("a fork hook failed")
 
 
+gate = Gate(after_in_child)
+# A child forked by C code may end without a call; its exit would free what it inherits.
+atexit.register(gate.notice_fork)
 os.register_at_fork(
     before=before, after_in_parent=after_in_parent, after_in_child=after_in_child
 )

@@ -12,7 +12,15 @@ from typing import Any
 
 from sessionstore.errors import ForkError
 
-__all__ = ["ParentsConnection", "descriptor_of", "disown"]
+__all__ = ["PARENTS", "ParentsConnection", "descriptor_of", "disown", "is_disowned"]
+
+
+PARENTS = (
+    "this connection was opened by the parent process and cannot be used in a forked "
+    "child; open one here"
+)
+#: By ``id()``, which nothing else gets, as they live for ever.
+_disowned: set[int] = set()
 
 
 class ParentsConnection:
@@ -32,10 +40,7 @@ class ParentsConnection:
         return True
 
     def __getattr__(self, name: str) -> Any:
-        raise ForkError(
-            "this connection was opened by the parent process and cannot be used "
-            "in a forked child; open one here"
-        )
+        raise ForkError(PARENTS)
 
     def rollback(self) -> None:
         """Send nothing: the transaction is the parent's."""
@@ -51,15 +56,22 @@ def disown(connection: object, record: Any, *, silence: bool) -> None:
     is a socket: what would be sent on it still reaches the server otherwise.
     """
     _make_immortal(connection)
+    _disowned.add(id(connection))
     if silence:
         _silence(connection)
     if record is not None and record.dbapi_connection is connection:
         stand_in = ParentsConnection()
-        record.finalize_callback.clear()
+        if hasattr(record, "finalize_callback"):  # not while it is being set up
+            record.finalize_callback.clear()
         record.dbapi_connection = stand_in
         fairy = record.fairy_ref() if record.fairy_ref is not None else None
         if fairy is not None:
             fairy.dbapi_connection = stand_in
+
+
+def is_disowned(connection: object) -> bool:
+    """Say whether this is a driver connection that the parent opened."""
+    return id(connection) in _disowned
 
 
 def _make_immortal(connection: object) -> None:

@@ -16,7 +16,7 @@ from sessionstore import dialects
 from sessionstore.dialects import Patience
 from sessionstore.errors import ForkError, SessionStoreError, StoreError
 from sessionstore.failures import failure, of_sqlalchemy
-from sessionstore.fork import gate
+from sessionstore.fork import gate, refuse_inherited
 from sessionstore.inherited import descriptor_of
 from sessionstore.statements import Parameters, Statement
 
@@ -61,6 +61,8 @@ class KeptConnection:
         dbapi: Any = connection.dialect.dbapi
         self._errors = (dbapi.Error, DBAPIError, PendingRollbackError)
         self._is_direct = settings.begin is not None and not _is_watched(connection)
+        # For the statements of callers, who are given it in a transaction.
+        refuse_inherited(connection)
 
     def rows(
         self, statement: Statement, parameters: Parameters = _NONE
