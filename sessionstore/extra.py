@@ -35,6 +35,8 @@ class ExtraFields:
     def values(self, obj: object) -> dict[str, object]:
         """Return the parameters' values for an object, None where a function raises."""
         values: dict[str, object] = {}
+        if not self._functions:
+            return values
         for (parameter, column), function in zip(
             self.columns.items(), self._functions, strict=True
         ):

@@ -36,7 +36,8 @@ class Gate:
 
     def enter(self) -> None:
         """Pass, or wait until the forks under way are done."""
-        self.notice_fork()
+        if os.getpid() != self.pid:
+            self.notice_fork()
         thread = threading.get_ident()
         inside = self._inside
         depth = inside.get(thread, 0)

@@ -83,8 +83,7 @@ def mark(obj: Persistable, changed: bool) -> None:
 
 
 def _without_bookkeeping(attributes: dict[str, object] | None) -> dict[str, object]:
-    return {
-        name: value
-        for name, value in (attributes or {}).items()
-        if name not in _BOOKKEEPING
-    }
+    without = dict(attributes or {})
+    for name in _BOOKKEEPING:
+        without.pop(name, None)
+    return without
