@@ -70,11 +70,14 @@ class ObjectTable:
         self.identities = IdentityMap(database, f"{database.name}#{schema.name}")
         self._create = create
         self._counter = IdCounter(database, schema)
+        is_own = idfactory is None
         if idfactory is None:
             idfactory = IdFactory()
         if isinstance(idfactory, IdFactory):
             idfactory = idfactory.bind(self._counter.allocator)
         self._idfactory = idfactory
+        # What a caller's own factory gives may be anything.
+        self._new_id = idfactory.new if is_own else self._checked_id
         self._loading = threading.RLock()
         self._is_ready = False
         #: Whether the tables of sessions are there; known once it is prepared.
@@ -139,7 +142,7 @@ class ObjectTable:
             serializer=self.serializer,
         )
 
-    def _new_id(self, obj: object) -> int:
+    def _checked_id(self, obj: object) -> int:
         object_id: object = self._idfactory.new(obj)
         if not isinstance(object_id, int) or not fits(object_id):
             raise ConfigurationError(

@@ -165,7 +165,7 @@ class SqlStore(Store):
         Raises EncodeError if something in it cannot be stored, and NotFoundError if
         it was stored here before and has been removed; nothing is written then.
         """
-        return self.save_many([obj])[0]
+        return self._objects.store([obj])[0]
 
     def save_many(self, objs: Iterable[object]) -> Sequence[int]:
         """Write many objects in one transaction, and return their IDs in order."""

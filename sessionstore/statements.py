@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import itemgetter
 from typing import Any
 
+from sqlalchemy import LargeBinary
 from sqlalchemy.engine import Dialect
 from sqlalchemy.sql import Executable
 
@@ -51,7 +52,9 @@ class Statement:
         self._processors = [
             (name, processor)
             for name, bind in compiled.binds.items()
-            if (processor := bind.type.dialect_impl(dialect).bind_processor(dialect))
+            # PEP 249's Binary() is for other types than bytes, which is all we send.
+            if not isinstance(bind.type, LargeBinary)
+            and (processor := bind.type.dialect_impl(dialect).bind_processor(dialect))
         ]
         names = compiled.positiontup
         if names is None:
