@@ -1,0 +1,161 @@
+"""G4, where the matrix does not look: many at once, again and again, live objects."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import signal
+import threading
+from contextlib import suppress
+from functools import partial
+
+from sqlalchemy import text
+
+from sessionstore import ForkError, SessionStore, SqlStore, State, Task
+
+
+def write(store: SqlStore, number: int) -> None:
+    for _ in range(number):
+        store.save(Task())
+
+
+def test_parent_and_four_children_write_at_once(database_url, fork) -> None:
+    """G4, G5: no row is lost and no ID is given twice."""
+    store = SqlStore(database_url)
+    write(store, 3)
+    children = [fork(lambda: write(store, 40)) for _ in range(4)]
+    write(store, 40)
+    for child in children:
+        child.wait()
+    assert len(store) == len(set(store.list())) == 203
+
+
+def test_fork_while_threads_write(database_url, fork) -> None:
+    """G4: the child's store works though other threads were in the middle of calls."""
+    store = SqlStore(database_url)
+    write(store, 1)
+    done = threading.Event()
+    written = [0, 0]
+
+    def busy(place: int) -> None:
+        while not done.is_set():
+            write(store, 1)
+            written[place] += 1
+
+    threads = [threading.Thread(target=busy, args=(n,)) for n in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(10):
+            fork(lambda: write(store, 2)).wait()
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+    assert len(store) == 1 + sum(written) + 20
+
+
+def test_threads_wait_while_one_does_the_childs_part_late(database_url, fork) -> None:
+    """G4: after a fork from C, no thread meets a store that is not disowned yet."""
+    stores = [SqlStore(database_url, table_name=name) for name in ("one", "two")]
+    for store in stores:
+        write(store, 1)
+        store.pre_fork()
+
+    def child() -> None:
+        threads: list[threading.Thread] = []
+        half_way, disowned, written = (threading.Event() for _ in range(3))
+
+        def write_around(store: SqlStore) -> None:
+            with store.transaction():
+                write(store, 1)
+                half_way.set()
+                disowned.wait()
+                write(store, 1)
+            written.set()
+
+        def while_disowning(other: SqlStore) -> None:
+            if not threads:
+                threads.append(threading.Thread(target=write_around, args=(other,)))
+                threads[0].start()
+                half_way.wait(0.5)
+
+        for store, other in (stores, reversed(stores)):
+            store._objects.database.on_reset.append(partial(while_disowning, other))
+        # As uWSGI does it: Python is not told, and the forking thread has the GIL.
+        pid = ctypes.PyDLL(None).fork()
+        if pid:
+            assert os.waitpid(pid, 0)[1] == 0
+            return
+        signal.alarm(30)
+        stores[0].list()
+        disowned.set()
+        threads[0].join()
+        os._exit(0 if written.is_set() else 1)
+
+    fork(child).wait()
+    assert sum(len(store) for store in stores) == 4
+
+
+def test_child_goes_on_without_a_word(database_url, fork, caplog) -> None:
+    """G4: what happens to the parent's connections is nothing to log in each child."""
+    store = SqlStore(database_url)
+
+    def child() -> None:
+        write(store, 1)
+        pid = ctypes.PyDLL(None).fork()
+        if pid:
+            assert os.waitpid(pid, 0)[1] == 0
+            return
+        signal.alarm(30)
+        with suppress(ForkError):
+            write(store, 1)
+        gc.collect()
+        os._exit(len(caplog.records))
+
+    fork(child).wait()
+
+
+def test_callers_statement_is_refused_after_a_fork_from_c(database_url, fork) -> None:
+    """G4: the connection that a transaction yields is the parent's, hooks or not."""
+    store = SqlStore(database_url)
+
+    def parent() -> None:
+        with store.transaction() as connection:
+            store.save(Task("before"))
+            pid = ctypes.PyDLL(None).fork()
+            if pid == 0:
+                signal.alarm(30)
+                try:
+                    connection.execute(text("DELETE FROM store"))
+                except ForkError:
+                    os._exit(0)
+                os._exit(1)
+            assert os.waitpid(pid, 0)[1] == 0
+            store.save(Task("after"))
+
+    fork(parent).wait()
+    assert len(store) == 2
+
+
+def test_objects_of_an_inherited_transaction_are_not_trusted(
+    database_url, fork
+) -> None:
+    """G4: in the child, what the open transaction touched is as if never written."""
+    session = SessionStore(database_url)
+    kept, touched = Task("kept"), Task("touched")
+    session.add_many([kept, touched])
+
+    def child() -> None:
+        assert session.store._objects.identities._live.get(kept.persistent_id) is kept
+        assert (
+            session.store._objects.identities._live.get(touched.persistent_id) is None
+        )
+        assert touched.execution.state is State.NEW
+
+    with session.transaction():
+        session.save(touched)
+        session.transition(touched.persistent_id, State.SUBMITTED)
+        fork(child).wait()
+    assert touched.execution.state is State.SUBMITTED
