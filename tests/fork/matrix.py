@@ -96,8 +96,7 @@ class Cell:
     @property
     def by_chance(self) -> bool:
         """Whether what becomes of those not protected depends on who comes first."""
-        several_children = self.way is Way.GUNICORN and not self.in_transaction
-        return self.way is Way.WRITERS or several_children
+        return self.way in (Way.WRITERS, Way.GUNICORN)
 
     @property
     def impossible(self) -> str | None:

@@ -183,6 +183,10 @@ def descriptors() -> set[str]:
 def play(cell: Cell, place: Place) -> None:
     """Be the parent of one cell, and in forked processes its child."""
     signal.alarm(2 * bound_of(cell))
+    if cell.subject in NAIVE:
+        # What an unprotected child drops does its harm when it is collected: where the
+        # cell says so, not when it happens.
+        gc.disable()
     before = descriptors()
     subject = SUBJECTS[cell.subject](place.url)
     scene = Scene(cell, place, subject)
@@ -236,7 +240,9 @@ def play_parent(scene: Scene) -> None:
     if scene.backends != backends and cell.way not in (Way.WRITERS, Way.CONNECTING):
         raise RuntimeError("the parent's connection was lost, and it made another")
     if cell.database is Database.MEMORY:
-        scene.tell(found=list(subject.iterate()))
+        labels = list(subject.iterate())
+        for start in range(0, len(labels), 500):  # as many as a datagram holds
+            scene.tell(found=labels[start : start + 500])
 
 
 def play_child(cell: Cell, place: Place, subject: Subject, ready: Any) -> None:

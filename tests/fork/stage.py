@@ -165,7 +165,7 @@ def note(message: dict[str, Any], result: Result) -> None:
         result.left.append(message["left"])
     result.committed += message.get("committed", [])
     if "found" in message:
-        result.found = message["found"]
+        result.found = [*(result.found or []), *message["found"]]
 
 
 def wait_for(pid: int) -> int:

@@ -105,7 +105,7 @@ def labels_in(cell: Cell, place: Place) -> list[str]:
 def failures(cell: Cell, place: Place, result: Result) -> list[tuple[str, str]]:
     """Say in what a cell fails to be fork-safe, with the letters of the report."""
     found = []
-    if result.hung:
+    if result.hung or "a child hung" in result.said:
         found.append(("H", "a process hung"))
     labels = result.found
     if labels is None and cell.database is not Database.MEMORY:

@@ -127,7 +127,7 @@ def while_thread_connects(scene: Scene) -> None:
 
     # Before SQLAlchemy's own listener, which initialises the dialect.
     event.listen(scene.subject.engine, "connect", pause, insert=True)
-    thread = threading.Thread(target=scene.subject.prepare)
+    thread = threading.Thread(target=scene.subject.prepare, daemon=True)
     thread.start()
     if not connecting.wait(PATIENCE):
         raise RuntimeError("the other thread did not connect")
