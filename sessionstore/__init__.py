@@ -19,13 +19,14 @@ from sessionstore.filesystem import FilesystemStore
 from sessionstore.fork import protect
 from sessionstore.ids import IntId
 from sessionstore.persistable import Persistable
-from sessionstore.session import SessionStore, Transition
+from sessionstore.session import Claim, SessionStore, Transition
 from sessionstore.sql import SqlStore, make_sqlstore
 from sessionstore.store import Store, make_store, register
 from sessionstore.task import Run, State, Task
 from sessionstore.url import Url
 
 __all__ = [
+    "Claim",
     "ConfigurationError",
     "ConflictError",
     "DecodeError",

@@ -98,7 +98,9 @@ class Connections:
         )
 
     def _start_anew(self) -> None:
+        #: Those of threads, and all that are open.
         self._kept: dict[int, KeptConnection] = {}
+        self._opened: dict[int, weakref.ref[KeptConnection]] = {}
         self._thread = _ThreadState()
         # All threads share an in-memory database's only connection, so one of them
         # at a time may use it.
@@ -142,6 +144,11 @@ class Connections:
         if self._turn is not None:
             self._turn.release()
 
+    @property
+    def busy_timeout(self) -> float:
+        """Seconds to wait for whatever keeps the database from answering."""
+        return self._options.busy_timeout
+
     def has_one(self) -> bool:
         """Say whether this thread has a connection that was used before."""
         kept = self._thread.kept
@@ -181,7 +188,7 @@ class Connections:
         """Return a new connection, which is the caller's to close."""
         try:
             with translated(self.url, self.settings):
-                return KeptConnection(
+                kept = KeptConnection(
                     self.engine.connect(), self.settings, self.url, self._options
                 )
         except SessionStoreError:
@@ -192,6 +199,9 @@ class Connections:
             raise ConfigurationError(
                 f"cannot connect to {self.url!r}: {error}; check the URL"
             ) from error
+        opened, key = self._opened, id(kept)
+        opened[key] = weakref.ref(kept, lambda _: opened.pop(key, None))
+        return kept
 
     def discard(self, kept: KeptConnection) -> None:
         """Close a connection and forget it."""
@@ -209,10 +219,11 @@ class Connections:
         call.
         """
         with fork.gate.closed(fork.WAIT):
-            for kept in list(self._kept.values()):
-                if kept.is_busy:
+            for reference in list(self._opened.values()):
+                kept = reference()
+                if kept is not None and kept.is_busy:
                     kept.is_outdated = True
-                else:
+                elif kept is not None:
                     self.discard(kept)
             self.engine.dispose()
 

@@ -163,6 +163,7 @@ class Database:
         """Give another connection, whose writes commit at once, for a moment."""
         with fork.gate.inside():
             kept = self.connections.open()
+            kept.is_busy = True
             try:
                 yield kept
                 if self.settings.begin is None:

@@ -6,7 +6,7 @@ import os
 import re
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
@@ -19,7 +19,7 @@ from sqlalchemy.exc import NoSuchModuleError
 from sessionstore.errors import ConfigurationError
 from sessionstore.schema import MissingTableError
 
-__all__ = ["Options", "Settings", "load_dialect", "settings_of"]
+__all__ = ["Options", "Settings", "Telling", "load_dialect", "settings_of"]
 
 
 def _nothing(cursor: Any, options: Options) -> None:
@@ -33,6 +33,14 @@ class Options:
     create: bool = True
     synchronous: str = "FULL"
     busy_timeout: float = 30.0
+
+
+class Telling(Enum):
+    """How those who wait for a change come to know of it; see ``changes``."""
+
+    BY_ITSELF = "by itself"
+    NOTIFY = "notify"
+    COUNTER = "counter"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +61,9 @@ class Settings:
     name_bytes: int | None = None
     #: Whether other transactions go on while one is writing.
     concurrent_writers: bool = True
+    telling: Telling = Telling.BY_ITSELF
+    #: Whether a statement has to say which index it means.
+    names_index: bool = False
     #: Driver error codes (SQLSTATE, errno or SQLite's name) by what they mean.
     deadlock_codes: frozenset[object] = frozenset()
     busy_codes: frozenset[object] = frozenset()
@@ -153,6 +164,7 @@ _POSTGRESQL = Settings(
     lock="SELECT pg_advisory_lock(hashtext('sessionstore %s'))",
     unlock="SELECT pg_advisory_unlock(hashtext('sessionstore %s'))",
     name_bytes=63,
+    telling=Telling.NOTIFY,
     deadlock_codes=frozenset({"40001", "40P01"}),
     refusals=re.compile(
         "authentication failed|no password supplied|no pg_hba.conf entry"
@@ -172,6 +184,8 @@ _MYSQL = Settings(
     lock="SELECT GET_LOCK('sessionstore %s', 60)",
     unlock="SELECT RELEASE_LOCK('sessionstore %s')",
     packet_limit="SELECT @@max_allowed_packet",
+    telling=Telling.COUNTER,
+    names_index=True,
     deadlock_codes=frozenset({1213, 1020}),
     busy_codes=frozenset({1205, 1040}),
     full_codes=frozenset({1114, 1021}),
@@ -239,6 +253,15 @@ def has_failed(dialect: Dialect, connection: Any) -> bool:
     if dialect.driver == "psycopg2":
         return bool(connection.get_transaction_status() == 3)
     return False
+
+
+def notifications(connection: Any) -> Sequence[object]:
+    """Return what a PostgreSQL connection was notified of, without waiting."""
+    if hasattr(connection, "poll"):  # psycopg2
+        connection.poll()
+        told, connection.notifies[:] = [*connection.notifies], []
+        return told
+    return [*connection.notifies(timeout=0)]
 
 
 def error_code(original: BaseException | None) -> object:

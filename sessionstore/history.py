@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -84,6 +84,17 @@ def state_from(value: State | str, id_: object = None) -> State:
         raise TransitionError(
             f"there is no state {str(value)!r}; there are {', '.join(State)}", id=id_
         ) from None
+
+
+def states_from(
+    values: State | str | Collection[State | str] | None,
+) -> Collection[State] | None:
+    """Return States, in the order given, or None; or raise as ``state_from`` does."""
+    if values is None:
+        return None
+    if isinstance(values, str):
+        return (state_from(values),)
+    return tuple(dict.fromkeys(map(state_from, values)))
 
 
 def instant(microseconds: int) -> datetime:

@@ -8,12 +8,14 @@ from typing import NamedTuple
 
 from sqlalchemy import bindparam, delete, func, insert, select, update
 
+from sessionstore.changes import Changes
 from sessionstore.clock import Now
 from sessionstore.errors import ConfigurationError, NotFoundError
 from sessionstore.failures import DuplicateKeyError
 from sessionstore.history import History
-from sessionstore.jobs import Job, JobTable
+from sessionstore.jobs import Job, JobTable, check_holder
 from sessionstore.kept import KeptConnection
+from sessionstore.leases import LeaseTable
 from sessionstore.objects import PAGE, ObjectTable
 from sessionstore.schema import MissingTableError
 from sessionstore.serialization import Row
@@ -42,7 +44,9 @@ class Index:
         self.name = name
         self.objects = objects
         self.database = objects.database
-        self.jobs = JobTable(self.database, objects.schema)
+        self.changes = Changes(self.database, objects.schema)
+        self.jobs = JobTable(self.database, objects.schema, self.changes)
+        self.leases = LeaseTable(self.database.settings, objects.schema)
         self.history = History(self.database, objects.schema)
         table = objects.schema.sessions
         jobs = objects.schema.jobs
@@ -193,12 +197,16 @@ class Index:
         """Remove those of the objects that are in this session, for good."""
 
         def work(kept: KeptConnection) -> None:
-            jobs = self.jobs.read(kept, ids, lock=True)
-            gone = [j.job_id for j in jobs.values() if j.session_id == self.id]
+            jobs = self.jobs.read(kept, ids, lock=True).values()
+            gone = [job.job_id for job in jobs if job.session_id == self.id]
+            for job in jobs:
+                if job.session_id == self.id:
+                    check_holder(job, None)
             for key in gone:
                 self.objects.delete(kept, key)
             self.jobs.remove(kept, gone)
             self.history.remove(kept, gone)
+            self.changes.note(self.id)
 
         self.database.write(work)
 
@@ -213,6 +221,7 @@ class Index:
                 kept.change(statement, parameters)
             self.jobs.remove(kept, ids)
             self.history.remove(kept, ids)
+            self.changes.forget(kept, self.id)
             for key in ids:
                 self.objects.identities.note_removed(key)
 

@@ -5,18 +5,30 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import bindparam, delete, func, insert, select, tuple_, update
+from sqlalchemy import (
+    ColumnElement,
+    Table,
+    bindparam,
+    delete,
+    func,
+    insert,
+    select,
+    tuple_,
+    update,
+)
 
+from sessionstore.changes import Changes
 from sessionstore.clock import Now
 from sessionstore.database import Database
-from sessionstore.errors import ConflictError
+from sessionstore.errors import ConflictError, LeaseLostError
 from sessionstore.kept import KeptConnection
 from sessionstore.objects import PAGE
 from sessionstore.schema import Schema
 from sessionstore.serialization import Row
 from sessionstore.statements import ByIds, Statement
+from sessionstore.task import State
 
-__all__ = ["Job", "JobTable"]
+__all__ = ["FREE", "Job", "JobTable", "check_holder", "columns_of"]
 
 
 class Job(NamedTuple):
@@ -28,25 +40,32 @@ class Job(NamedTuple):
     state: str
     returncode: int | None
     revision: int
+    attempts: int
+    #: None where nobody holds it.
+    holder: str | None
+    token: int
+    lease_expires_at: int | None
+    request: str | None
     now: int
 
 
-class JobTable:
-    """Reads and writes job rows; every write moves the row's revision on by one."""
+def columns_of(table: Table) -> Sequence[ColumnElement[Any]]:
+    """Return what is to be read for a Job."""
+    *names, _ = Job._fields
+    return *(table.c[name] for name in names), Now().label("now")
 
-    def __init__(self, database: Database, schema: Schema) -> None:
+
+class JobTable:
+    """Reads and writes job rows; every write moves the row's revision on by one.
+
+    What ``changes`` are made to a session's jobs is told to those who wait for it.
+    """
+
+    def __init__(self, database: Database, schema: Schema, changes: Changes) -> None:
         self._database = database
+        self._changes = changes
         table = self._table = schema.jobs
-        columns = (
-            table.c.job_id,
-            table.c.session_id,
-            table.c.position,
-            table.c.state,
-            table.c.returncode,
-            table.c.revision,
-            Now().label("now"),
-        )
-        read = select(*columns).order_by(table.c.job_id)
+        read = select(*columns_of(table)).order_by(table.c.job_id)
         # In the order of their IDs, so that two who lock the same rows cannot end
         # in a deadlock.
         lock = read.with_for_update()
@@ -54,6 +73,17 @@ class JobTable:
         self._lock = ByIds(lambda names: lock.where(_among(table.c.job_id, names)))
         self._insert = Statement(insert(table))
         self._update: dict[frozenset[str], Statement] = {}
+        sessions = schema.sessions
+        self._wait_for_session = Statement(
+            select(sessions.c.id)
+            .where(sessions.c.id == bindparam("session"))
+            .with_for_update()
+        )
+        self._read_write = Statement(
+            select(table.c.write_id, table.c.revision)
+            .where(table.c.job_id == bindparam("id"))
+            .with_for_update()
+        )
         self._delete = ByIds(
             lambda names: delete(table).where(_among(table.c.job_id, names))
         )
@@ -99,19 +129,44 @@ class JobTable:
 
     def insert(self, kept: KeptConnection, rows: Sequence[dict[str, Any]]) -> None:
         """Add rows; what they do not name is as in a new job."""
-        if rows:
-            kept.change_many(self._insert, [{**_NEW, **row} for row in rows])
+        if not rows:
+            return
+        session_id = rows[0]["session_id"]
+        write_id = self._witness(rows[0]["job_id"], _NEW["revision"], session_id)
+        kept.change_many(
+            self._insert, [{**_NEW, "write_id": write_id, **row} for row in rows]
+        )
+        self._changes.note(session_id)
 
-    def change(self, kept: KeptConnection, job: Job, **values: Any) -> int:
+    def change(
+        self, kept: KeptConnection, job: Job, token: int | None = None, **values: Any
+    ) -> int:
         """Change a row unless somebody else did, and return its new revision.
+
+        A job that is TERMINATED is nobody's any more.
+
+        Raises ConflictError if the row is not at ``job.revision`` any more, and what
+        ``check_holder`` raises.
+        """
+        check_holder(job, token)
+        if token is not None and values.get("state") == State.TERMINATED:
+            values.update(FREE, request=None)
+        revision = self.put(kept, job, **values)
+        self._changes.note(job.session_id)
+        self._changes.note(values.get("session_id"))
+        return revision
+
+    def put(self, kept: KeptConnection, job: Job, **values: Any) -> int:
+        """Change a row as ``change`` does, whoever holds the job, and tell nobody.
 
         Raises ConflictError if the row is not at ``job.revision`` any more.
         """
+        revision = job.revision + 1
+        values["write_id"] = self._witness(job.job_id, revision, None)
         names = frozenset(values)
         statement = self._update.get(names)
         if statement is None:
             statement = self._update[names] = self._updating(names)
-        revision = job.revision + 1
         parameters = {
             **values,
             "seen_id": job.job_id,
@@ -140,6 +195,35 @@ class JobTable:
         """Delete rows."""
         for statement, parameters in self._delete.parts(ids):
             kept.change(statement, parameters)
+        scope = self._database.scope
+        if scope is not None and ids:
+            gone = {"id": ids[0]}
+            scope.has_landed = lambda kept: kept.row(self._read_write, gone) is None
+
+    def _witness(self, job_id: int, revision: int, session_id: int | None) -> str:
+        """Return the write ID for a row, which is to tell whether it was committed.
+
+        ``session_id`` is given for a row that is new: it is locked by its session's
+        row, while it is not there yet for others to wait for.
+        """
+        scope = self._database.scope
+        assert scope is not None
+        write_id, is_new = scope.write_id, session_id is not None
+
+        def has_landed(kept: KeptConnection) -> bool | None:
+            # The server may still be at work on the commit: both reads wait for it.
+            if is_new:
+                kept.row(self._wait_for_session, {"session": session_id})
+            row = kept.row(self._read_write, {"id": job_id})
+            if row is None:
+                return False if is_new else None
+            if row[0] == write_id or is_new:
+                return True
+            # Whoever wrote it after us has written over what would tell.
+            return None if row[1] >= revision else False
+
+        scope.has_landed = has_landed
+        return write_id
 
     def fetch(
         self, kept: KeptConnection, ids: Sequence[int]
@@ -178,17 +262,41 @@ class JobTable:
         return [job_id for (job_id,) in rows]
 
 
-#: A job that nobody has claimed yet.
-_NEW: dict[str, Any] = {
-    "revision": 1,
-    "attempts": 0,
-    "token": 0,
+#: A job that nobody holds.
+FREE: dict[str, Any] = {
     "claimable_at": None,
     "holder": None,
     "lease_expires_at": None,
-    "request": None,
-    "write_id": None,
 }
+#: A job that nobody has claimed yet.
+_NEW: dict[str, Any] = {
+    **FREE,
+    "revision": 1,
+    "attempts": 0,
+    "token": 0,
+    "request": None,
+}
+
+
+def check_holder(job: Job, token: int | None) -> None:
+    """Raise an error unless a job is free, or held by whoever has this token.
+
+    Without a token it is ConflictError, with one that holds no more LeaseLostError.
+    """
+    if token is None:
+        if job.holder is not None:
+            raise ConflictError(
+                f"task {job.job_id} is claimed by {job.holder}; only its claim can "
+                "change it, so request() what you want, or wait until it is released",
+                id=job.job_id,
+            )
+    elif job.holder is None or job.token != token:
+        now = f"is held by {job.holder} now" if job.holder else "is nobody's any more"
+        raise LeaseLostError(
+            f"task {job.job_id} {now} (the token is {job.token}, and this claim's "
+            f"{token}); stop working on it, and claim new work",
+            id=job.job_id,
+        )
 
 
 def _among(column: Any, names: Sequence[str]) -> Any:

@@ -153,33 +153,44 @@ class KeptConnection:
             error = error.__cause__
         return False
 
-    def command(self, text: str) -> str | None:
-        """Run a statement such as BEGIN; return what the driver tells of its end."""
+    def command(self, text: str) -> None:
+        """Run a statement such as BEGIN."""
         self._check_process()
         try:
             cursor = self.driver.cursor()
             self.patiently(cursor.execute, text)
-            said: str | None = getattr(cursor, "statusmessage", None)
             cursor.close()
-            return said
         except self._errors as error:
             raise self._failure(error) from error
 
-    def commit(self) -> None:
-        """Commit the transaction that ``database`` began."""
+    def commit(self, then: Sequence[str] = ()) -> None:
+        """Commit the transaction that ``database`` began, and run what comes after.
+
+        What comes after goes along with COMMIT where the driver has a way for that.
+        """
         if self._settings.begin is None:
             try:
+                for text in then:
+                    self.connection.exec_driver_sql(text)
                 self.connection.commit()
             except self._errors as error:
                 raise self._failure(error) from error
             return
-        if self.command("COMMIT") == "ROLLBACK":
-            # PostgreSQL's answer after an error, which no driver takes for one.
+        if dialects.has_failed(self._dialect, self.driver):
             raise StoreError(
                 "the transaction was rolled back, because a statement in it failed "
                 "and its error was not let through"
             )
+        self.command("; ".join(["COMMIT", *then]))
         self.end_logical_transaction()
+
+    def notifications(self) -> Sequence[object]:
+        """Return what PostgreSQL has told this connection since the last time."""
+        self._check_process()
+        try:
+            return dialects.notifications(self.driver)
+        except self._errors as error:
+            raise self._failure(error) from error
 
     def roll_back(self) -> None:
         """Roll the transaction back."""

@@ -9,7 +9,7 @@ from typing import Any
 from sessionstore.errors import ConflictError, EncodeError
 from sessionstore.history import check_transition, clean, state_from
 from sessionstore.index import Index
-from sessionstore.jobs import Job, changed_meanwhile
+from sessionstore.jobs import Job, changed_meanwhile, check_holder
 from sessionstore.kept import KeptConnection
 from sessionstore.persistable import Persistable, note
 from sessionstore.schema import MAX_NAME, fits
@@ -34,11 +34,13 @@ def save_graph(
     *,
     listed: bool,
     change: Change | None = None,
+    token: int | None = None,
 ) -> tuple[Sequence[int], Sequence[Mapping[str, Any]]]:
     """Write objects with all they refer to; return their IDs and the history's rows.
 
     They become jobs if they are to be ``listed``, else they must be in the session.
-    With a ``change`` the states that they have now are transitions.
+    With a ``change`` the states that they have now are transitions, and with a
+    ``token`` they are held by the claim that has it.
     """
     if not tasks:
         return [], []
@@ -46,7 +48,7 @@ def save_graph(
     recorded: list[Mapping[str, Any]] = []
 
     def first(kept: KeptConnection, records: Sequence[Record]) -> None:
-        writer = _GraphWriter(index, kept, records, listed, change)
+        writer = _GraphWriter(index, kept, records, listed, change, token)
         for record in records:
             writer.write(record, id(record.obj) in roots)
         recorded[:] = writer.finish()
@@ -64,7 +66,9 @@ class _GraphWriter:
         records: Sequence[Record],
         listed: bool,
         change: Change | None,
+        token: int | None,
     ) -> None:
+        self._token = token
         self._index = index
         self._kept = kept
         self._listed = listed
@@ -116,6 +120,8 @@ class _GraphWriter:
 
     def _update(self, record: Record, job: Job, is_root: bool) -> None:
         change = self._change if is_root else None
+        token = self._token if is_root else None
+        check_holder(job, token)
         if change is not None:
             check_change(job, State(record.state), change.expect)
         obj: Any = record.obj
@@ -135,7 +141,7 @@ class _GraphWriter:
         if self._listed and is_root and job.position is None:
             self._last += 1
             values["position"] = self._last
-        revision = self._index.jobs.change(self._kept, job, **values)
+        revision = self._index.jobs.change(self._kept, job, token, **values)
         if change is not None or job.state != record.state:
             self._enter(record, revision, job.state, change.info if change else "")
         else:

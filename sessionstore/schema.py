@@ -7,6 +7,7 @@ columns of the user's own.  Everything else stands in tables beside it:
 ``<table>_job``         one row for each object written through a session
 ``<table>_transition``  the history of states, append-only
 ``<table>_ids``         where the next block of IDs begins
+``<table>_change``      counts changes, on MySQL and MariaDB only: see ``changes``
 ``<table>_version``     the schema's version, kept by Alembic
 
 Instants are microseconds since 1970, UTC, by the database's clock.
@@ -47,7 +48,7 @@ from sessionstore.statements import ByIds, Statement
 __all__ = ["CURRENT_VERSION", "MissingTableError", "Schema"]
 
 #: The newest migration; a test holds it against the migrations' folder.
-CURRENT_VERSION = "0001"
+CURRENT_VERSION = "0002"
 #: So that the names of the side tables and their indexes fit 63 characters.
 MAX_TABLE_NAME = 40
 MAX_NAME = 255
@@ -148,8 +149,9 @@ class Schema:
             **_OPTIONS,
         )
         # One index answers a claim: the oldest job in some state that may be taken.
+        self.claim_index = f"ix_{table_name}_job_claim"
         Index(
-            f"ix_{table_name}_job_claim",
+            self.claim_index,
             *(
                 self.jobs.c[name]
                 for name in ("session_id", "state", "claimable_at", "position")
@@ -179,6 +181,15 @@ class Schema:
             self.metadata,
             Column("id", Integer, primary_key=True, autoincrement=False),
             Column("next_id", BigInteger, nullable=False),
+            **_OPTIONS,
+        )
+        # Not among the others, as other databases have no such table.
+        self.changes = Table(
+            f"{table_name}_change",
+            MetaData(),
+            Column("session_id", BigInteger, primary_key=True, autoincrement=False),
+            Column("slot", Integer, primary_key=True, autoincrement=False),
+            Column("number", BigInteger, nullable=False),
             **_OPTIONS,
         )
         self.version = Table(

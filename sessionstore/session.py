@@ -3,34 +3,28 @@
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy.engine import URL, Connection
 
-from sessionstore import reading, saving, transitions
-from sessionstore.errors import (
-    ConfigurationError,
-    ConflictError,
-    DecodeError,
-    NotFoundError,
-    SessionStoreError,
-)
-from sessionstore.history import Transition, clean, instant, state_from
+from sessionstore import claims, reading, recovery, saving, transitions, updating
+from sessionstore.claims import Claim
+from sessionstore.errors import DecodeError, NotFoundError
+from sessionstore.history import Transition, instant, state_from, states_from
 from sessionstore.index import Index
 from sessionstore.kept import KeptConnection
 from sessionstore.objects import key_of
+from sessionstore.opening import check_name, sql_store
 from sessionstore.persistable import Persistable
-from sessionstore.schema import MAX_NAME
 from sessionstore.sql import SqlStore
 from sessionstore.task import State
 from sessionstore.url import Url
+from sessionstore.waiting import Waiting
 
-__all__ = ["SessionStore", "Transition"]
+__all__ = ["Claim", "SessionStore", "Transition"]
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +34,8 @@ class SessionStore:
 
     What belongs together is written together: an object, its state, its place in
     the session and its history entry are one transaction (G2).  Who saves an object
-    that somebody else changed since it was read gets ConflictError (G3).
+    that somebody else changed since it was read gets ConflictError (G3), and so does
+    whoever writes a task that is claimed, but by its claim (G6).
 
     ``store_or_url`` is an ``SqlStore``, or a URL for one, with ``store_options``.
     Calls may come from any thread and, after a fork, from any process; the live
@@ -65,23 +60,15 @@ class SessionStore:
         create: bool = True,
         **store_options: Any,
     ) -> None:
-        if (
-            not isinstance(name, str)
-            or not 1 <= len(name) <= MAX_NAME
-            or clean(name, MAX_NAME) != name
-            # To MySQL's utf8mb4_bin a name is the same with spaces after it.
-            or name.endswith(" ")
-        ):
-            raise ConfigurationError(
-                f"the session name {name!r} must have 1 to {MAX_NAME} characters, "
-                "neither NUL nor lone surrogates, and no space at its end"
-            )
         #: The session's name.
-        self.name = name
+        self.name = check_name(name)
         #: The plain store.  What is written past the session is outside G3.
-        self.store = _sql_store(store_or_url, create, store_options)
+        self.store = sql_store(store_or_url, create, store_options)
         self._identities = self.store._objects.identities
         self._index = Index(self.store._objects, name, create=create)
+        self._waiting = Waiting(
+            self._index.database, self._index.changes, self._index.id
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         self.store._refuse_to_be_stored()
@@ -100,8 +87,8 @@ class SessionStore:
 
         Adding it twice makes one entry.
 
-        Raises ConflictError if it is in another session, or if somebody else
-        changed it since it was read; EncodeError if it cannot be stored.
+        Raises ConflictError if it is in another session, if somebody else changed it
+        since it was read, or if it is claimed; EncodeError if it cannot be stored.
         """
         return self.add_many([task])[0]
 
@@ -115,7 +102,7 @@ class SessionStore:
         A changed ``execution.state`` is a transition, checked and recorded as one.
 
         Raises ConflictError if somebody else changed the object since it was read,
-        and NotFoundError if it is not in this session.
+        or has claimed it, and NotFoundError if it is not in this session.
         """
         return self.save_many([task])[0]
 
@@ -130,7 +117,11 @@ class SessionStore:
         return saving.save_graph(self._index, objects, listed=False)[0]
 
     def forget(self, id_: object) -> None:
-        """Take an object out of the session; it stays in the store."""
+        """Take an object out of the session; it stays in the store.
+
+        Raises ConflictError if it is claimed: its holder would be at work on a task
+        of nobody's.
+        """
         key, index = key_of(id_), self._index
 
         def work(kept: KeptConnection) -> None:
@@ -141,7 +132,10 @@ class SessionStore:
         index.database.write(work)
 
     def remove(self, id_: object) -> None:
-        """Remove an object and, recursively, those in its ``tasks``, for good."""
+        """Remove an object and, recursively, those in its ``tasks``, for good.
+
+        Raises ConflictError if any of them is claimed; nothing is removed then.
+        """
         key = key_of(id_)
         ids = [key]
         try:
@@ -154,13 +148,13 @@ class SessionStore:
             ids = [id_ for id_ in known if id_ is not None]
         self._index.remove(ids)
 
-    @contextmanager
-    def update(self, id_: object) -> Iterator[Any]:
+    def update(self, id_: object) -> AbstractContextManager[Any]:
         """Read an object under a lock, and save at the block's end what it changed.
 
         An exception in the block leaves the row and the object itself as they were.
 
-        Raises ConflictError at once if the live object has unsaved changes.
+        Raises ConflictError at once if the live object has unsaved changes, or if the
+        task is claimed.
 
         >>> from sessionstore import SessionStore, Task
         >>> session = SessionStore("sqlite:///tasks.db")
@@ -170,36 +164,7 @@ class SessionStore:
         >>> session.load(id_).n
         2
         """
-        key = key_of(id_)
-        live = self._identities.live(key)
-        if live is not None and live.changed:
-            raise ConflictError(
-                f"the live object {key} has changes that are not saved; save or "
-                "refresh it first",
-                id=key,
-            )
-        pid = os.getpid()
-        task: Any = live
-        try:
-            with self._index.database.transaction() as scope:
-                self._index.job(scope.kept, key)
-                if task is None:
-                    task = self.load(key)
-                else:
-                    self.refresh(task)
-                yield task
-                self.save(task)
-        except BaseException:
-            # A change inside a container leaves no mark, so that it is always read.
-            if task is not None and pid == os.getpid():
-                self._put_back(task)
-            raise
-
-    def _put_back(self, task: Persistable) -> None:
-        try:
-            self.refresh(task)
-        except SessionStoreError:
-            log.warning("%r could not be read again; refresh it", task, exc_info=True)
+        return updating.update(self, key_of(id_))
 
     # Reading
 
@@ -279,12 +244,13 @@ class SessionStore:
         Of an ID, only the state is written, so that it works for any object,
         however large or unreadable.  Of a task, its changes are saved with it.
 
-        Raises ConflictError if the state is none of ``expect``, or if the task
-        given was changed by somebody else; TransitionError if there is no such
-        transition; NotFoundError if the job is not in this session.
+        Raises ConflictError if the state is none of ``expect``, if the task given was
+        changed by somebody else, or if it is claimed (``request`` asks its holder);
+        TransitionError if there is no such transition; NotFoundError if the job is
+        not in this session.
         """
         new = state_from(to)
-        wanted = _states(expect)
+        wanted = states_from(expect)
         if isinstance(task_or_id, Persistable):
             return transitions.move_task(
                 self._index,
@@ -317,9 +283,80 @@ class SessionStore:
     def redo(self, id_: object) -> Transition:
         """Make a TERMINATED job NEW again; its history stays.
 
-        Raises TransitionError if it is in another state.
+        Raises TransitionError if it is in another state, as any task that is claimed.
         """
         return transitions.redo(self._index, key_of(id_))
+
+    # Holding tasks
+
+    def claim(
+        self,
+        n: int = 1,
+        *,
+        states: Collection[State | str] = (State.NEW, State.UNKNOWN),
+        lease: float = 60.0,
+        max_attempts: int | None = None,
+    ) -> list[Claim]:
+        """Take up to ``n`` tasks in one of ``states``, the oldest first, and hold them.
+
+        Nobody else can claim or write them until the claim ends, or until ``lease``
+        seconds (by the database's clock) have gone by without a renewal and somebody
+        calls ``recover``.  A claim leaves the task's state alone, and adds one to its
+        ``attempts``; a task that has had ``max_attempts`` becomes TERMINATED instead.
+
+        >>> from sessionstore import SessionStore, Task
+        >>> session = SessionStore("sqlite:///tasks.db")
+        >>> ids = session.add_many([Task("a"), Task("b"), Task("c")])
+        >>> [claim.task.jobname for claim in session.claim(2)]
+        ['a', 'b']
+        """
+        return claims.claim(
+            self, n, states=states, lease=lease, max_attempts=max_attempts
+        )
+
+    def recover(
+        self,
+        *,
+        max_attempts: int | None = None,
+        reap: Callable[[Any], object] | None = None,
+    ) -> list[int]:
+        """Free the tasks whose holders have them no more, and return their IDs.
+
+        Those are the tasks whose lease ran out, and at once those whose holder was a
+        process of this host that is gone.  They become UNKNOWN, but for those that
+        are STOPPED, which stay so, and those that have had ``max_attempts``, which
+        become TERMINATED.
+
+        ``reap`` is called with each task before it is free, to end what its holder
+        has left running.  What it raises keeps that task, alone, as it is until the
+        next call, and is raised when the others are done.  So is DecodeError, for a
+        task that cannot be read to be reaped.
+        """
+        return recovery.recover(self, max_attempts=max_attempts, reap=reap)
+
+    def request(self, id_: object, what: str) -> bool:
+        """Ask a task's holder to "cancel", "hold" or "resume" it.
+
+        The holder hears of it when it renews its claim.  Returns whether there is one;
+        else the next one hears of it.
+
+        Raises TransitionError for a task that is TERMINATED, or for another request;
+        NotFoundError if the task is not in this session.
+        """
+        return claims.request(self._index, key_of(id_), what)
+
+    def wait(self, timeout: float) -> bool:
+        """Wait until something changes in the session; say whether it did.
+
+        The first call begins to watch, and each later one in the same thread reports
+        what came since the one before.  A call may report what is no change to this
+        session (on SQLite any change to the file is one), but misses none.  A renewal
+        or a claim is no change.  In the main thread a signal ends the wait early.
+
+        Raises StoreUnavailableError if the database cannot be asked, StoreError in a
+        transaction.
+        """
+        return self._waiting.wait(timeout)
 
     # The session's own life
 
@@ -355,41 +392,6 @@ class SessionStore:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-
-def _states(
-    expect: State | str | Collection[State | str] | None,
-) -> Collection[State] | None:
-    if expect is None:
-        return None
-    if isinstance(expect, str):
-        return frozenset({state_from(expect)})
-    return frozenset(state_from(state) for state in expect)
-
-
-def _sql_store(
-    store_or_url: object, create: bool, store_options: dict[str, Any]
-) -> SqlStore:
-    if isinstance(store_or_url, SqlStore):
-        if store_options:
-            raise ConfigurationError(
-                "options of the store were given beside a store that is there "
-                f"already: {', '.join(sorted(store_options))}"
-            )
-        return store_or_url
-    if isinstance(store_or_url, Path) or (
-        isinstance(store_or_url, str) and ":" not in store_or_url.partition("/")[0]
-    ):
-        path = Path(store_or_url).absolute()
-        raise ConfigurationError(
-            f"a session needs a SQL store, and {str(store_or_url)!r} is a plain "
-            f"path; for a SQLite file write 'sqlite:///{path}'"
-        )
-    if not isinstance(store_or_url, (str, Url, URL)):
-        raise ConfigurationError(
-            f"a session needs an SqlStore or a URL, not {store_or_url!r}"
-        )
-    return SqlStore(store_or_url, create=create, **store_options)
 
 
 def _reopen(store: SqlStore, name: str) -> SessionStore:

@@ -2,13 +2,18 @@
 
 An ``undo`` list goes with each transaction, as a rollback has to put back what was
 noted on Python objects too.
+
+Where the connection ends before COMMIT is answered, the transaction's own ``write_id``
+in a row that it wrote tells whether it was committed.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import secrets
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +21,7 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 
 from sessionstore.connections import Connections
-from sessionstore.errors import ForkError, StoreError
+from sessionstore.errors import ForkError, SessionStoreError, StoreError
 from sessionstore.failures import (
     ConnectionLostError,
     lost_in_transaction,
@@ -40,9 +45,22 @@ class Scope:
         self.is_ending = False
         self.doomed_by: BaseException | None = None
         self.undo: list[Callable[[], None]] = []
+        self.before_commit: list[Callable[[Scope], None]] = []
+        #: Statements to be sent along with COMMIT, and run after it.
+        self.with_commit: list[str] = []
         self.after_commit: list[Callable[[], None]] = []
+        #: Says, on another connection, whether this transaction was committed.
+        self.has_landed: Callable[[KeptConnection], bool | None] | None = None
+        self._write_id: str | None = None
         #: What others remember for as long as this transaction lasts, by owner.
         self.notes: dict[object, Any] = {}
+
+    @property
+    def write_id(self) -> str:
+        """What tells this transaction's rows from all others'."""
+        if self._write_id is None:
+            self._write_id = secrets.token_hex(16)
+        return self._write_id
 
     def restore(self) -> None:
         """Put back what was noted on objects."""
@@ -220,10 +238,47 @@ class Transaction:
         scope.is_ending = True
         if not kept.is_usable:
             raise lost_in_transaction(self._connections.url)
+        for callback in scope.before_commit:
+            callback(scope)
         try:
-            kept.commit()
+            kept.commit(scope.with_commit)
         except ConnectionLostError as error:
-            raise unanswered(error) from error.__cause__
+            self._find_out(scope, error)
+
+    def _find_out(self, scope: Scope, error: ConnectionLostError) -> None:
+        """Return if a commit happened that was not answered; raise if it did not.
+
+        Nobody is told that it may have happened where that can be known.
+        """
+        # The server may be about to start again.
+        give_up_at = time.monotonic() + self._connections.busy_timeout
+        pause = 0.05
+        while scope.has_landed is not None:
+            try:
+                landed = self._ask(scope.has_landed)
+            except SessionStoreError:
+                if time.monotonic() > give_up_at:
+                    break
+                time.sleep(pause)
+                pause = min(2 * pause, 1.0)
+                continue
+            if landed:
+                return
+            if landed is None:
+                break
+            raise lost_in_transaction(self._connections.url) from error.__cause__
+        raise unanswered(error) from error.__cause__
+
+    def _ask(self, has_landed: Callable[[KeptConnection], bool | None]) -> bool | None:
+        kept = self._connections.open()
+        try:
+            if self._connections.settings.begin is not None:
+                kept.command(self._connections.settings.begin)
+            landed = has_landed(kept)
+            kept.roll_back()
+            return landed
+        finally:
+            kept.close()
 
     def _roll_back(self, scope: Scope) -> None:
         scope.is_ending = True

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from sessionstore.errors import NotFoundError, TransitionError
 from sessionstore.history import Transition
 from sessionstore.identity_map import set_unmarked
 from sessionstore.index import Index
-from sessionstore.jobs import Job
+from sessionstore.jobs import Job, check_holder
 from sessionstore.kept import KeptConnection
 from sessionstore.persistable import Persistable
 from sessionstore.saving import Change, check_change, save_graph
 from sessionstore.schema import fits
 from sessionstore.task import State
 
-__all__ = ["move_job", "move_task", "redo"]
+__all__ = ["move_job", "move_task", "record", "redo"]
 
 
 def move_job(
@@ -27,16 +28,21 @@ def move_job(
     expect: Collection[State] | None,
     info: str,
     returncode: int | None,
+    token: int | None = None,
 ) -> Transition:
-    """Change a job's state, and leave its payload alone."""
+    """Change a job's state, and leave its payload alone.
+
+    ``token`` is that of the claim by which the job is held, here as in ``move_task``.
+    """
     if returncode is not None and not fits(returncode):
         raise TransitionError(f"the returncode {returncode} exceeds 64 bits", id=key)
 
     def work(kept: KeptConnection) -> Transition:
         job = index.job(kept, key)
+        check_holder(job, token)
         check_change(job, new, expect)
         values = {} if returncode is None else {"returncode": returncode}
-        return _record(index, kept, job, new, info, values)
+        return record(index, kept, job, new, info, token, values)
 
     return index.database.write(work)
 
@@ -52,21 +58,23 @@ def redo(index: Index, key: int) -> Transition:
                 f"{job.state}",
                 id=key,
             )
-        values = {"returncode": None, "attempts": 0}
-        return _record(index, kept, job, State.NEW, "redo", values)
+        values = {"returncode": None, "attempts": 0, "request": None}
+        return record(index, kept, job, State.NEW, "redo", None, values)
 
     return index.database.write(work)
 
 
-def _record(
+def record(
     index: Index,
     kept: KeptConnection,
     job: Job,
     new: State,
     info: str,
-    values: dict[str, Any],
+    token: int | None = None,
+    values: Mapping[str, Any] = MappingProxyType({}),
 ) -> Transition:
-    revision = index.jobs.change(kept, job, state=str(new), **values)
+    """Write a job's new state, with its history and ``values`` of its row."""
+    revision = index.jobs.change(kept, job, token, state=str(new), **values)
     kept.change(
         index.objects.schema.set_state,
         {"object_id": job.job_id, "new_state": str(new)},
@@ -99,6 +107,7 @@ def move_task(
     expect: Collection[State] | None,
     info: str,
     returncode: int | None,
+    token: int | None = None,
 ) -> Transition:
     """Save a task in another state; it is as it was if that fails."""
     execution: Any = getattr(task, "execution", None)
@@ -113,7 +122,7 @@ def move_task(
     restore = _assign(execution, new, returncode)
     try:
         _, recorded = save_graph(
-            index, [task], listed=False, change=Change(expect, info)
+            index, [task], listed=False, change=Change(expect, info), token=token
         )
     except BaseException:
         restore()

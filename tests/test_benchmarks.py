@@ -20,8 +20,9 @@ TINY = Scale(rounds=1, calls=10, bulk=20, many=400, large=2**16, stores=2)
 DUELS = [work for work in WORKS if work.unit == "x"]
 #: The others read one database, or compare two works of the package's own.
 WRITES = {"save-new", "save-again", "add", "transition", "save-many", "add-many"} | {
-    "forked"
+    *("forked", "claim", "claim-forked")
 }
+TIMES = {"at", "created_at", "updated_at", "claimable_at", "lease_expires_at"}
 
 
 @pytest.fixture
@@ -55,8 +56,10 @@ def rows_of(url: str) -> dict[str, list[dict[str, Any]]]:
             rows = [dict(row) for row in connection.execute(select(table)).mappings()]
             for row in rows:
                 row.pop("pid", None)
-                for name in row.keys() & {"at", "created_at", "updated_at"}:
-                    row[name] = abs(row[name] - now) < 600e6
+                for name in row.keys() & TIMES:
+                    row[name] = row[name] and abs(row[name] - now) < 600e6
+                for name in row.keys() & {"holder", "write_id"}:
+                    row[name] = row[name] is not None
             found[table.name] = sorted(rows, key=str)
     engine.dispose()
     return found

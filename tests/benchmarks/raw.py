@@ -5,8 +5,9 @@ It is what a careful user would write by hand: statements made once, one kept cu
 single statement in autocommit mode where one statement is the whole transaction.
 A test compares the tables that both sides leave behind.
 
-The one thing it does not write is the table of ID blocks: one process counts for
-itself.  That table is what the package pays for IDs that are unique for ever.
+Two things it leaves out.  It does not write the table of ID blocks: one process counts
+for itself.  That table is what the package pays for IDs that are unique for ever.  And
+it does not NOTIFY anybody on PostgreSQL.
 """
 
 from __future__ import annotations
@@ -17,19 +18,22 @@ import pickle
 import socket
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
+from operator import itemgetter
+from secrets import token_hex
 from typing import Any
 
 import psycopg
 from sqlalchemy import URL, make_url
 
 from sessionstore import Task
+from sessionstore.holder import Holder
 
 SESSION = "bench"
 
 _OBJECT = ("id", "data", "state")
 _JOB = (
     *("job_id", "session_id", "position", "name", "state", "returncode"),
-    *("revision", "attempts", "token", "created_at", "updated_at"),
+    *("revision", "attempts", "token", "write_id", "created_at", "updated_at"),
 )
 _TRANSITION = (
     *("job_id", "revision", "from_state", "to_state", "at", "info"),
@@ -49,6 +53,8 @@ class Raw:
     begin: str
     now: str
     placeholder = "?"
+    #: Has a query pass over what others are claiming just now.
+    skip = ""
 
     def __init__(self, url: URL) -> None:
         self._url = url
@@ -56,6 +62,7 @@ class Raw:
         self._run = cursor.execute
         self._new_id = itertools.count(1).__next__
         self._host, self._pid = socket.gethostname(), os.getpid()
+        self._holder = str(Holder.current())
         sql, now = self._sql, self.now
         self._run(sql("SELECT id FROM store_session WHERE name = ?"), (SESSION,))
         (self.session,) = cursor.fetchone()
@@ -74,8 +81,33 @@ class Raw:
         self._insert_transition = sql(_insert("store_transition", _TRANSITION, at=now))
         self._move_job = sql(
             f"UPDATE store_job SET state = ?, revision = revision + 1, updated_at = "
-            f"{now} WHERE job_id = ? AND session_id = ? AND state = ? "
+            f"{now}, write_id = ? WHERE job_id = ? AND session_id = ? AND state = ? "
             "RETURNING revision"
+        )
+        self._free = sql(
+            "SELECT job_id, session_id, position, state, returncode, revision, "
+            f"attempts, holder, token, lease_expires_at, request, {now} FROM store_job "
+            "WHERE session_id = ? AND state = ? AND claimable_at IS NULL "
+            f"AND position > 0 ORDER BY claimable_at, position LIMIT 1 {self.skip}"
+        )
+        self._take = sql(
+            "UPDATE store_job SET holder = ?, token = ?, attempts = ?, claimable_at = ?"
+            ", lease_expires_at = ?, revision = revision + 1, updated_at = ?, "
+            "write_id = ? WHERE job_id = ? AND revision = ?"
+        )
+        move_held = (
+            f"UPDATE store_job SET state = ?, revision = revision + 1, updated_at = "
+            f"{now}, write_id = ? WHERE job_id = ? AND session_id = ? AND state = ? "
+            "AND token = ? AND holder IS NOT NULL RETURNING revision"
+        )
+        self._move_held = sql(move_held)
+        self._end_held = sql(
+            move_held.replace(
+                "state = ?",
+                "state = ?, holder = NULL, claimable_at = NULL, "
+                "lease_expires_at = NULL, request = NULL",
+                1,
+            )
         )
         self._set_state = sql("UPDATE store SET state = ? WHERE id = ?")
         self._end = sql(
@@ -97,6 +129,10 @@ class Raw:
 
     def _connect(self, url: URL) -> Any:
         raise NotImplementedError
+
+    def continue_ids(self, other: Raw) -> None:
+        """Count on from another one's last ID."""
+        self._new_id = other._new_id
 
     def again(self) -> Raw:
         """Return another one, with a connection of its own."""
@@ -126,7 +162,7 @@ class Raw:
         run(self.begin)
         try:
             run(self._insert_object, row)
-            job = (id_, session, session, name, state, code, 1, 0, 0)
+            job = (id_, session, session, name, state, code, 1, 0, 0, token_hex(16))
             run(self._insert_job, job)
             entry = (id_, 1, None, state, "", code, self._host, self._pid)
             run(self._insert_transition, entry)
@@ -140,11 +176,48 @@ class Raw:
         run = self._run
         run(self.begin)
         try:
-            run(self._move_job, (new, id_, self.session, old))
-            (revision,) = self._cursor.fetchone()
-            run(self._set_state, (new, id_))
-            entry = (id_, revision, old, new, info, None, self._host, self._pid)
-            run(self._insert_transition, entry)
+            run(self._move_job, (new, token_hex(16), id_, self.session, old))
+            self._record(id_, old, new, info)
+            run("COMMIT")
+        except BaseException:
+            run("ROLLBACK")
+            raise
+
+    def _record(self, id_: int, old: str, new: str, info: str) -> None:
+        (revision,) = self._cursor.fetchone()
+        self._run(self._set_state, (new, id_))
+        entry = (id_, revision, old, new, info, None, self._host, self._pid)
+        self._run(self._insert_transition, entry)
+
+    def claim(self, lease: float) -> tuple[int, int]:
+        """Claim the oldest job, and return its ID and token."""
+        run, cursor = self._run, self._cursor
+        run(self.begin)
+        try:
+            jobs = []
+            for state in ("NEW", "UNKNOWN"):
+                run(self._free, (self.session, state))
+                jobs += cursor.fetchall()
+            id_, _, _, _, _, revision, attempts, _, token, _, _, now = min(
+                jobs, key=itemgetter(2)
+            )
+            end = now + round(lease * 1e6)
+            take = (self._holder, token + 1, attempts + 1, end, end, now)
+            run(self._take, (*take, token_hex(16), id_, revision))
+            assert cursor.rowcount == 1
+            run("COMMIT")
+        except BaseException:
+            run("ROLLBACK")
+            raise
+        return id_, token + 1
+
+    def move_held(self, id_: int, token: int, old: str, new: str) -> None:
+        run = self._run
+        move = self._end_held if new == "TERMINATED" else self._move_held
+        run(self.begin)
+        try:
+            run(move, (new, token_hex(16), id_, self.session, old, token))
+            self._record(id_, old, new, "")
             run("COMMIT")
         except BaseException:
             run("ROLLBACK")
@@ -169,7 +242,7 @@ class Raw:
             code = task.execution.returncode
             jobs.append(
                 (id_, self.session, position, task.jobname, state, code, 1, 0, 0)
-                + (now, now)
+                + (token_hex(16), now, now)
             )
             entries.append((id_, 1, None, state, now, "", code, self._host, self._pid))
         self._bulk("store", _OBJECT, objects)
@@ -237,6 +310,7 @@ class RawPostgresql(Raw):
     begin = "BEGIN"
     now = "CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS BIGINT)"
     placeholder = "%s"
+    skip = "FOR UPDATE SKIP LOCKED"
 
     def _connect(self, url: URL) -> Any:
         connection = psycopg.connect(

@@ -323,6 +323,106 @@ def _forked_raw(pair: Pair, calls: int) -> Callable[[], processes.Crew]:
     return lambda: processes.Crew(writer, calls // 2)
 
 
+# Claims
+
+_LIFE = (State.NEW, State.SUBMITTED, State.RUNNING, State.TERMINATED)
+
+
+@_work("SessionStore.claim of one task", sqlite=0.5, postgresql=0.5)
+def claim(bench: Bench) -> Duel:
+    pair, calls = bench.pair(), bench.scale.calls
+    tasks, copies = _tasks(calls), _tasks(calls)
+
+    def ours(_: object) -> None:
+        for _ in range(calls):
+            [_] = pair.ours.claim()
+
+    def raw(_: object) -> None:
+        for _ in range(calls):
+            pair.raw.claim(60.0)
+
+    return Duel(
+        Side(ours, lambda: pair.ours.add_many(tasks())),
+        Side(raw, lambda: pair.raw.add_many(copies())),
+    )
+
+
+@_work(
+    "four forked workers, claim to TERMINATED", share=0.5, sqlite=0.6, postgresql=0.6
+)
+def claim_forked(bench: Bench) -> Duel:
+    pair, calls = bench.pair(), bench.scale.calls // 2
+    number = processes.Crew.SIZE * (calls + 1)
+    tasks, copies = _tasks(number), _tasks(number)
+
+    def ours() -> processes.Crew:
+        pair.ours.add_many(tasks())
+
+        def one() -> None:
+            [claim] = pair.ours.claim()
+            for state in _LIFE[1:]:
+                claim.transition(state)
+
+        return processes.Crew(lambda _: one, calls)
+
+    def raw() -> processes.Crew:
+        there = pair.raw.again()
+        there.continue_ids(pair.raw)
+        there.add_many(copies())
+        # No child may inherit a SQLite connection: each opens its own.
+        there.close()
+
+        def worker(_: int) -> Callable[[], None]:
+            raw = pair.raw.again()
+
+            def one() -> None:
+                id_, token = raw.claim(60.0)
+                for old, new in itertools.pairwise(_LIFE):
+                    raw.move_held(id_, token, old, new)
+
+            return one
+
+        return processes.Crew(worker, calls)
+
+    def run(crew: processes.Crew) -> None:
+        crew.run()
+
+    pair.raw.close()
+    return Duel(Side(run, ours), Side(run, raw))
+
+
+@_work(
+    "claim among 100,000 waiting and 100,000 done, x among 100",
+    share=0.5,
+    sqlite=1 / 1.3,
+    postgresql=1 / 1.3,
+)
+def claim_from_large(bench: Bench) -> Duel:
+    calls = bench.scale.calls
+    large = _waiting_and_done(bench, bench.scale.many)
+    small = _waiting_and_done(bench, 100)
+
+    def of(session: SessionStore) -> Side:
+        def run(_: object) -> None:
+            for _ in range(calls):
+                [_] = session.claim()
+
+        return Side(run, lambda: session.add_many(_tasks(calls)()))
+
+    return Duel(of(large), of(small))
+
+
+def _waiting_and_done(bench: Bench, number: int) -> SessionStore:
+    session = bench.session(bench.new_url())
+    for start in range(0, 2 * number, 5_000):
+        end = min(start + 5_000, 2 * number)
+        tasks = [Task(f"job-{n}") for n in range(start, end)]
+        for task in tasks[: max(0, number - start)]:
+            task.execution.state = State.TERMINATED
+        session.add_many(tasks)
+    return session
+
+
 @_work("import sessionstore, after sqlalchemy", unit="ms", share=0.25, sqlite=15.0)
 def import_package(bench: Bench) -> Iterator[float]:
     while True:

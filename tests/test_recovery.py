@@ -1,0 +1,323 @@
+"""G6: a task whose holder is no more becomes anybody's, and no task before that."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from sqlalchemy import text
+
+from sessionstore import ConflictError, LeaseLostError, SessionStore, State, Task
+from sessionstore.holder import MAX_HOLDER, Holder
+from sessionstore.leases import LeaseTable
+from tests.test_claims import end_lease, states
+
+
+@pytest.fixture
+def session(database_url: str) -> SessionStore:
+    return SessionStore(database_url, "one")
+
+
+@pytest.fixture
+def other(session: SessionStore, database_url: str) -> SessionStore:
+    """The same session, as another process would open it."""
+    return SessionStore(database_url, "one", create=False)
+
+
+def hand_to(session: SessionStore, id_: int, **differences: Any) -> None:
+    """Have a task held by a process like this one, but for something."""
+    holder = dataclasses.replace(Holder.current(), **differences)
+    with session.transaction() as connection:
+        connection.execute(
+            text("UPDATE store_job SET holder = :h WHERE job_id = :id"),
+            {"h": str(holder), "id": id_},
+        )
+
+
+# Holders
+
+
+def test_holder_is_read_as_it_was_written() -> None:
+    """In 255 characters at most, whatever the host's name."""
+    here = Holder.current()
+    assert Holder.parse(str(here)) == here
+    assert here.pid == os.getpid()
+    long = dataclasses.replace(here, host="ü" * 300)
+    assert len(str(long)) == MAX_HOLDER
+    read = Holder.parse(str(long))
+    assert read is not None
+    assert read.host == "ü" * len(read.host)
+    assert dataclasses.replace(read, host=here.host) == here
+    for wrong in ("", "somebody", "a/b/c/d/e", "a/b/1/2"):
+        assert Holder.parse(wrong) is None
+
+
+def test_holder_does_not_move_with_the_wall_clock(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its start is in ticks since boot, unlike psutil's create_time()."""
+    here = Holder.current()
+    seen = psutil.Process().create_time()
+    boot = psutil.boot_time()
+    ticks = os.sysconf("SC_CLK_TCK")
+    assert abs(boot + here.started / ticks - seen) < 1.5
+    monkeypatch.setattr("time.time", lambda: 0.0)
+    monkeypatch.setattr("sessionstore.holder._current", None)
+    assert Holder.current() == here
+
+
+def test_child_is_another_holder(fork) -> None:
+    """It has a PID of its own, and is gone when it has ended, waited for or not."""
+    here = Holder.current()
+    reader, writer = os.pipe()
+
+    def child() -> None:
+        assert Holder.current() != here
+        assert not here.is_gone()
+        os.write(writer, str(Holder.current()).encode())
+        signal.pause()
+
+    running = fork(child)
+    held = Holder.parse(os.read(reader, 1000).decode())
+    assert held is not None
+    assert held.pid == running.pid
+    assert not held.is_gone()
+    os.kill(running.pid, signal.SIGKILL)
+    os.waitid(os.P_PID, running.pid, os.WEXITED | os.WNOWAIT)
+    assert held.is_gone()
+    os.waitpid(running.pid, 0)
+    running.is_waited_for = True
+    assert held.is_gone()
+
+
+@pytest.mark.parametrize(
+    ("differences", "is_gone"),
+    [
+        ({}, False),
+        ({"started": 1}, True),
+        ({"boot_id": "another"}, True),
+        ({"boot_id": "another", "host": "elsewhere"}, False),
+        ({"pid_namespace": 1, "started": 1}, False),
+        ({"host": "elsewhere", "started": 1}, False),
+    ],
+    ids=str,
+)
+def test_holder_is_gone_where_that_can_be_known(
+    differences: dict[str, Any], is_gone: bool
+) -> None:
+    """On its own host, by its boot; or by its start, in its own PID namespace."""
+    holder = dataclasses.replace(Holder.current(), **differences)
+    assert holder.is_gone() is is_gone
+
+
+def test_process_that_cannot_be_looked_at_is_not_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With hidepid another user's process has no file in /proc."""
+    here = Holder.current()
+    gone = dataclasses.replace(here, pid=2**22 + 1)
+    assert gone.is_gone()
+
+    def kill(pid: int, number: int) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr("os.kill", kill)
+    assert not gone.is_gone()
+
+
+# Recovery
+
+
+def test_killed_holder_is_recovered_at_once(session: SessionStore, fork) -> None:
+    """G6: on this host; its task is UNKNOWN, and anybody's."""
+    id_ = session.add(Task())
+    reader, writer = os.pipe()
+
+    def hold() -> None:
+        [claim] = session.claim(lease=3600)
+        claim.transition(State.SUBMITTED)
+        claim.transition(State.RUNNING)
+        os.write(writer, b".")
+        signal.pause()
+
+    child = fork(hold)
+    os.read(reader, 1)
+    assert session.recover() == session.claim() == []
+    os.kill(child.pid, signal.SIGKILL)
+    os.waitpid(child.pid, 0)
+    child.is_waited_for = True
+    assert session.recover() == [id_]
+    assert states(session, id_) == ["NEW", "SUBMITTED", "RUNNING", "UNKNOWN"]
+    assert "is gone" in session.history(id_)[-1].info
+    [claim] = session.claim()
+    assert (claim.attempts, claim.token) == (2, 2)
+
+
+def test_holder_elsewhere_is_recovered_when_its_lease_has_run_out(
+    session: SessionStore, other: SessionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """G6: by the database's clock, whatever this host's says."""
+    id_ = session.add(Task())
+    [claim] = session.claim()
+    hand_to(session, id_, host="elsewhere", started=1)
+    for now in (0.0, 4e9):
+        monkeypatch.setattr("time.time", lambda now=now: now)
+        monkeypatch.setattr("time.time_ns", lambda now=now: int(now * 1e9))
+        assert other.recover() == []
+    end_lease(session, id_)
+    assert other.recover() == [id_]
+    assert "ran out" in session.history(id_)[-1].info
+    with pytest.raises(LeaseLostError):
+        claim.transition(State.SUBMITTED)
+
+
+def test_stopped_task_stays_stopped(session: SessionStore) -> None:
+    """It is nobody's, but is not to be run again by itself."""
+    id_ = session.add(Task())
+    [claim] = session.claim()
+    for state in (State.SUBMITTED, State.STOPPED):
+        claim.transition(state)
+    end_lease(session, id_)
+    assert session.recover(max_attempts=1) == [id_]
+    assert states(session, id_)[-1] == "STOPPED"
+    assert session.claim() == []
+    session.transition(id_, State.UNKNOWN, info="resume")
+    assert [claim.id for claim in session.claim()] == [id_]
+
+
+@pytest.mark.parametrize("reap", [None, lambda task: None], ids=["", "reaped"])
+def test_task_tried_too_often_is_terminated(session: SessionStore, reap: Any) -> None:
+    """From whatever state, by transitions that there are."""
+    paths = ["NEW", "SUBMITTED", "SUBMITTED RUNNING", "SUBMITTED RUNNING TERMINATING"]
+    ids = session.add_many([Task() for _ in paths])
+    for claim, path in zip(session.claim(4), paths, strict=True):
+        for state in path.split():
+            if state != "NEW":
+                claim.transition(state)
+        end_lease(session, claim.id)
+    assert sorted(session.recover(max_attempts=1, reap=reap)) == ids
+    for id_ in ids:
+        last = session.history(id_)[-1]
+        assert (last.to_state, last.info) == (State.TERMINATED, "attempts exhausted")
+    assert session.recover() == session.claim() == []
+
+
+def test_task_is_reaped_before_it_is_claimable(
+    session: SessionStore, other: SessionStore
+) -> None:
+    """G6: while it is reaped its old holder is out, and nobody else is in yet."""
+    id_ = session.add(Task("x"))
+    [old] = session.claim()
+    old.transition(State.SUBMITTED)
+    end_lease(session, id_)
+    reaped = []
+
+    def reap(task: Task) -> None:
+        assert task.jobname == "x"
+        with pytest.raises(LeaseLostError):
+            old.transition(State.RUNNING)
+        with pytest.raises(ConflictError):
+            other.transition(id_, State.UNKNOWN)
+        assert other.claim() == other.recover() == []
+        reaped.append(task.persistent_id)
+
+    assert session.recover(reap=reap) == [id_] == reaped
+    assert states(session, id_) == ["NEW", "SUBMITTED", "UNKNOWN"]
+    assert other.claim()[0].attempts == 2
+
+
+def test_task_that_could_not_be_reaped_is_not_claimable(
+    session: SessionStore, other: SessionStore
+) -> None:
+    """G6: its commands may be running; the others are recovered, and it is later."""
+    bad, good = session.add_many([Task("bad"), Task("good")])
+    for claim in session.claim(2):
+        end_lease(session, claim.id)
+
+    def reap(task: Task) -> None:
+        if task.jobname == "bad":
+            raise TimeoutError("its command does not end")
+
+    with pytest.raises(TimeoutError, match="does not end"):
+        session.recover(reap=reap)
+    assert [claim.id for claim in other.claim(5)] == [good]
+    assert states(session, bad) == ["NEW"]
+    assert other.recover(reap=lambda task: None) == [bad]
+    assert [claim.id for claim in session.claim()] == [bad]
+
+
+def test_unreadable_task_is_not_recovered_unreaped(
+    session: SessionStore, other: SessionStore
+) -> None:
+    """G6, G7: what it left running cannot be known; without a reaper it is freed."""
+    id_ = session.add(Task())
+    session.claim()
+    end_lease(session, id_)
+    with session.transaction() as connection:
+        connection.execute(text("UPDATE store SET data = :d"), {"d": b"junk"})
+    with pytest.raises(Exception, match="cannot be read"):
+        other.recover(reap=lambda task: None)
+    assert other.claim() == []
+    assert other.recover() == [id_]
+
+
+def test_lease_renewed_meanwhile_is_kept(
+    session: SessionStore, other: SessionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """G6: what recovers looks at the lease again, under the row's lock."""
+    id_ = session.add(Task())
+    [claim] = session.claim()
+    end_lease(session, id_)
+    index = other._index
+    seen = index.database.read(lambda kept: index.leases.held(kept, index.id))
+    assert len(seen) == 1
+    claim.renew()
+    monkeypatch.setattr(LeaseTable, "held", lambda *_: seen)
+    for reap in (None, lambda task: pytest.fail("reaped")):
+        assert other.recover(reap=reap) == []
+    claim.transition(State.SUBMITTED)
+
+
+def test_each_task_is_recovered_once(
+    session: SessionStore, fork, tmp_path: Path
+) -> None:
+    """G6: by one of many who try at the same time."""
+    ids = session.add_many([Task() for _ in range(12)])
+    for claim in session.claim(len(ids)):
+        end_lease(session, claim.id)
+
+    def reap(task: Task) -> None:
+        os.close(os.open(tmp_path / str(task.persistent_id), os.O_CREAT | os.O_EXCL))
+
+    def recover() -> None:
+        session.recover(reap=reap)
+
+    for child in [fork(recover) for _ in range(4)]:
+        child.wait()
+    assert {int(path.name) for path in tmp_path.glob("[0-9]*")} == set(ids)
+    assert all(states(session, id_) == ["NEW", "UNKNOWN"] for id_ in ids)
+
+
+def test_threads_share_one_holder(session: SessionStore) -> None:
+    """A claim made in one thread is not another's to recover, nor to claim."""
+    session.add_many([Task() for _ in range(8)])
+    claimed: list[int] = []
+
+    def work() -> None:
+        while claims := session.claim():
+            claimed.extend(claim.id for claim in claims)
+            assert session.recover() == []
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    run: Callable[[threading.Thread], None]
+    for run in (threading.Thread.start, threading.Thread.join):
+        for thread in threads:
+            run(thread)
+    assert len(claimed) == len(set(claimed)) == 8

@@ -1,0 +1,218 @@
+"""G2: a write whose commit is not answered has one effect, and is known to have it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from sessionstore import SessionStore, State, StoreUnavailableError, Task
+from tests.test_claims import end_lease, states
+from tests.unreliable import Loss, Proxy
+
+pytestmark = pytest.mark.backends("postgresql", "mariadb")
+
+LOSSES = pytest.mark.parametrize("loss", Loss, ids=lambda loss: loss.name.lower())
+
+
+@pytest.fixture
+def proxy(database_url: str) -> Iterator[Proxy]:
+    SessionStore(database_url, "one").close()
+    proxy = Proxy(database_url)
+    yield proxy
+    proxy.close()
+
+
+@pytest.fixture
+def session(proxy: Proxy) -> Iterator[SessionStore]:
+    """A session at the far end of the proxy."""
+    with SessionStore(proxy.url, "one", busy_timeout=5) as session:
+        yield session
+
+
+@pytest.fixture
+def other(database_url: str) -> SessionStore:
+    """The same session, reached straight."""
+    return SessionStore(database_url, "one")
+
+
+@LOSSES
+def test_transition_happens_once(
+    session: SessionStore, other: SessionStore, proxy: Proxy, loss: Loss
+) -> None:
+    """G2: of an ID and of a task; and the objects are as after any other."""
+    ids = session.add_many([Task(n=0), Task(n=0)])
+    tasks = session.load_many(ids)
+    proxy.loss = loss
+    entry = session.transition(ids[0], State.SUBMITTED, expect=State.NEW)
+    assert proxy.lost == 1
+    assert entry == other.history(ids[0])[-1]
+    tasks[ids[1]].n = 1
+    proxy.loss = loss
+    session.transition(tasks[ids[1]], State.SUBMITTED, expect=State.NEW)
+    assert proxy.lost == 2
+    for id_ in ids:
+        assert states(other, id_) == ["NEW", "SUBMITTED"]
+        assert not tasks[id_].changed
+        session.save(tasks[id_])
+    assert other.load(ids[1]).n == 1
+
+
+@LOSSES
+def test_object_is_added_once(
+    session: SessionStore, other: SessionStore, proxy: Proxy, loss: Loss
+) -> None:
+    """G2, G5: with what it refers to, under the ID that is returned."""
+    session.add(Task())  # so that no block of IDs has to be taken
+    proxy.loss = loss
+    task = Task("flow", tasks=[Task("nested")])
+    id_ = session.add(task)
+    assert proxy.lost == 1
+    assert task.persistent_id == id_
+    assert len(other) == 2
+    assert len(other.store) == 3
+    assert other.load(id_).tasks[0].jobname == "nested"
+    session.save(task)
+
+
+@LOSSES
+def test_claims_writes_happen_once(
+    session: SessionStore, other: SessionStore, proxy: Proxy, loss: Loss
+) -> None:
+    """G6: the one who claimed knows it, and each of its writes is done."""
+    id_ = session.add(Task())
+    proxy.loss = loss
+    [claim] = session.claim()
+    assert (proxy.lost, claim.attempts, claim.token) == (1, 1, 1)
+    assert other.claim() == []
+    for state in (State.SUBMITTED, State.RUNNING, State.TERMINATED):
+        proxy.loss = loss
+        claim.transition(state)
+    assert proxy.lost == 4
+    assert states(other, id_) == ["NEW", "SUBMITTED", "RUNNING", "TERMINATED"]
+
+
+@LOSSES
+def test_other_writes_happen_once(
+    session: SessionStore, other: SessionStore, proxy: Proxy, loss: Loss
+) -> None:
+    """G2: release, recovery, redo, forgetting and removing too."""
+    id_, second = session.add_many([Task(), Task()])
+    [claim] = session.claim()
+    claim.transition(State.SUBMITTED)
+    writes: list[tuple[Callable[[], object], list[str]]] = [
+        (claim.release, ["NEW", "SUBMITTED", "UNKNOWN"]),
+        (session.claim, ["NEW", "SUBMITTED", "UNKNOWN"]),
+        (session.recover, ["NEW", "SUBMITTED", "UNKNOWN", "UNKNOWN"]),
+    ]
+    for number, (write, expected) in enumerate(writes, 1):
+        if number == 3:
+            end_lease(other, id_)
+        proxy.loss = loss
+        write()
+        assert proxy.lost == number
+        assert states(other, id_) == expected
+    other.transition(id_, State.TERMINATED)
+    proxy.loss = loss
+    session.redo(id_)
+    assert states(other, id_)[-2:] == ["TERMINATED", "NEW"]
+    proxy.loss = loss
+    session.remove(id_)
+    proxy.loss = loss
+    session.forget(second)
+    assert proxy.lost == 6
+    assert len(other) == 0
+    assert list(other.store.list()) == [second]
+
+
+@LOSSES
+def test_server_that_starts_again_is_waited_for(
+    session: SessionStore, other: SessionStore, proxy: Proxy, loss: Loss
+) -> None:
+    """G2: nobody knows what came of the commit until it answers."""
+    id_ = session.add(Task())
+    proxy.refusals = 3
+    proxy.loss = loss
+    session.transition(id_, State.SUBMITTED)
+    assert states(other, id_) == ["NEW", "SUBMITTED"]
+
+
+def test_outcome_is_unknown_if_the_server_stays_away(
+    proxy: Proxy, other: SessionStore
+) -> None:
+    """The error says so, and the objects are as before the call."""
+    session = SessionStore(proxy.url, "one", busy_timeout=0.2)
+    task = Task()
+    id_ = session.add(task)
+    proxy.refusals = 1000
+    proxy.loss = Loss.ANSWER
+    with pytest.raises(StoreUnavailableError, match="may have happened") as caught:
+        session.transition(id_, State.SUBMITTED)
+    assert caught.value.outcome_unknown
+    assert task.execution.state is State.NEW
+
+
+def test_write_that_was_written_over_is_not_repeated(
+    session: SessionStore,
+    other: SessionStore,
+    proxy: Proxy,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """G2: where the row tells no more, nobody guesses."""
+    id_ = session.add(Task())
+    connections = session._index.database.connections
+    opened = connections.open
+
+    def open_late() -> object:
+        if proxy.lost and states(other, id_)[-1] == "SUBMITTED":
+            other.transition(id_, State.RUNNING)
+        return opened()
+
+    monkeypatch.setattr(connections, "open", open_late)
+    proxy.loss = Loss.ANSWER
+    with pytest.raises(StoreUnavailableError) as caught:
+        session.transition(id_, State.SUBMITTED)
+    assert caught.value.outcome_unknown
+    assert states(other, id_) == ["NEW", "SUBMITTED", "RUNNING"]
+
+
+@LOSSES
+def test_callers_own_transaction_is_not_repeated(
+    session: SessionStore, other: SessionStore, proxy: Proxy, loss: Loss
+) -> None:
+    """G2: it is known to be committed, or to be rolled back."""
+    id_, second = session.add_many([Task(), Task()])
+    proxy.loss = loss
+    block = session.transaction()
+    block.__enter__()
+    session.transition(id_, State.SUBMITTED)
+    session.transition(second, State.UNKNOWN)
+    session.remove(second)
+    if loss is Loss.ANSWER:
+        block.__exit__(None, None, None)
+        assert states(other, id_) == ["NEW", "SUBMITTED"]
+        assert len(other) == 1
+    else:
+        with pytest.raises(StoreUnavailableError, match="rolled back") as caught:
+            block.__exit__(None, None, None)
+        assert not caught.value.outcome_unknown
+        assert states(other, id_) == ["NEW"]
+        assert len(other) == 2
+
+
+@pytest.mark.parametrize("loss", Loss, ids=lambda loss: loss.name.lower())
+def test_without_the_write_id_the_outcome_is_unknown(
+    session: SessionStore,
+    proxy: Proxy,
+    loss: Loss,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """G2: the tests above would see it."""
+    id_ = session.add(Task())
+    monkeypatch.setattr(
+        "sessionstore.jobs.JobTable._witness", lambda *_: "nobody asks for it"
+    )
+    proxy.loss = loss
+    with pytest.raises(StoreUnavailableError) as caught:
+        session.transition(id_, State.SUBMITTED)
+    assert caught.value.outcome_unknown
