@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +19,10 @@ from sessionstore.errors import ConfigurationError
 from sessionstore.schema import MissingTableError
 
 __all__ = ["Options", "Settings", "Telling", "load_dialect", "settings_of"]
+
+
+#: SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE; naming it by the driver would import that.
+NO_CHECKPOINT_ON_CLOSE = 1006
 
 
 def _nothing(cursor: Any, options: Options) -> None:
@@ -314,9 +317,8 @@ def close_soon(connection: Any) -> None:
     """Tell a SQLite connection to close without much ado."""
     # The last one would move all of the WAL into the database, with two fsyncs, and
     # after a fork both processes open the database again.  Python 3.12 can stop it.
-    option = getattr(sqlite3, "SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE", None)
-    if option is not None and hasattr(connection, "setconfig"):
-        connection.setconfig(option, True)
+    if hasattr(connection, "setconfig"):
+        connection.setconfig(NO_CHECKPOINT_ON_CLOSE, True)
 
 
 def absolute(url: URL) -> URL:

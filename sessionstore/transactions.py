@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
 import threading
 import time
 from collections.abc import Callable
@@ -59,7 +58,7 @@ class Scope:
     def write_id(self) -> str:
         """What tells this transaction's rows from all others'."""
         if self._write_id is None:
-            self._write_id = secrets.token_hex(16)
+            self._write_id = os.urandom(16).hex()
         return self._write_id
 
     def restore(self) -> None:
