@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import create_engine, text
 
+from sessionstore import SessionStore
 from tests import servers
 
 BACKENDS = ("sqlite", "postgresql", "mariadb")
@@ -108,6 +109,18 @@ def make_database(tmp_path: Path, worker_id: str) -> Iterator[Callable[[str], st
 def database_url(backend: str, make_database: Callable[[str], str]) -> str:
     """The URL of an empty database, of each backend in turn."""
     return make_database(backend)
+
+
+@pytest.fixture
+def session(database_url: str) -> SessionStore:
+    """A session that is empty, of each backend in turn."""
+    return SessionStore(database_url, "one")
+
+
+@pytest.fixture
+def other(session: SessionStore, database_url: str) -> SessionStore:
+    """The same session, as another process would open it."""
+    return SessionStore(database_url, "one", create=False)
 
 
 class Child:

@@ -25,18 +25,6 @@ from sessionstore import (
 from sessionstore.jobs import JobTable
 from sessionstore.leases import LeaseTable
 
-
-@pytest.fixture
-def session(database_url: str) -> SessionStore:
-    return SessionStore(database_url, "one")
-
-
-@pytest.fixture
-def other(session: SessionStore, database_url: str) -> SessionStore:
-    """The same session, as another process would open it."""
-    return SessionStore(database_url, "one", create=False)
-
-
 TERMINATED = {State.TERMINATED}
 
 

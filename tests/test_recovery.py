@@ -20,17 +20,6 @@ from sessionstore.leases import LeaseTable
 from tests.test_claims import end_lease, states
 
 
-@pytest.fixture
-def session(database_url: str) -> SessionStore:
-    return SessionStore(database_url, "one")
-
-
-@pytest.fixture
-def other(session: SessionStore, database_url: str) -> SessionStore:
-    """The same session, as another process would open it."""
-    return SessionStore(database_url, "one", create=False)
-
-
 def hand_to(session: SessionStore, id_: int, **differences: Any) -> None:
     """Have a task held by a process like this one, but for something."""
     holder = dataclasses.replace(Holder.current(), **differences)

@@ -24,17 +24,6 @@ from sessionstore import (
 )
 
 
-@pytest.fixture
-def session(database_url: str) -> SessionStore:
-    return SessionStore(database_url, "one")
-
-
-@pytest.fixture
-def other(session: SessionStore, database_url: str) -> SessionStore:
-    """The same session, as another process would open it."""
-    return SessionStore(database_url, "one", create=False)
-
-
 def states(session: SessionStore, id_: int) -> list[tuple[str | None, str]]:
     return [(entry.from_state, entry.to_state) for entry in session.history(id_)]
 
