@@ -36,6 +36,22 @@ class _ThreadLife:
     """Dies with its thread."""
 
 
+def _weakly(method: Callable[..., None]) -> Callable[..., None]:
+    """Return a function that calls a method for as long as its object lives.
+
+    SQLAlchemy keeps an engine's pool, and what the pool knows of, for as long as a
+    connection is checked out; and ours are, until the object is gone that keeps them.
+    """
+    reference = weakref.WeakMethod(method)
+
+    def call(*arguments: Any) -> None:
+        method = reference()
+        if method is not None:
+            method(*arguments)
+
+    return call
+
+
 class Connections:
     """One engine, and its connections of all threads of this process.
 
@@ -90,11 +106,13 @@ class Connections:
         self._start_anew()
         for name in ("commit", "rollback"):
             event.listen(self.engine, name, self._on_end)
-        event.listen(self.engine, "handle_error", self._on_error)
-        event.listen(self.engine, "connect", self._configure)
-        event.listen(self.engine, "do_connect", self._before_connect)
+        event.listen(self.engine, "handle_error", _weakly(self._on_error))
+        event.listen(self.engine, "connect", _weakly(self._configure))
+        event.listen(self.engine, "do_connect", _weakly(self._before_connect))
         self._guard = fork.Guard(
-            self.engine, close_idle=self._close_idle, reset=self._reset_in_child
+            self.engine,
+            close_idle=_weakly(self._close_idle),
+            reset=_weakly(self._reset_in_child),
         )
 
     def _start_anew(self) -> None:

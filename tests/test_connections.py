@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 from collections.abc import Callable
 
+import psutil
 import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import DBAPIError
@@ -130,6 +132,19 @@ def test_close_lets_another_thread_finish(database_url, monkeypatch) -> None:
         "after",
         "later",
     ]
+
+
+def test_dropped_store_takes_its_connections_along(database_url) -> None:
+    """Whoever opens store after store need not close each."""
+    gc.collect()  # what other tests have left
+    before = psutil.Process().num_fds()
+    for _ in range(5):
+        session = SessionStore(database_url)
+        session.add(Task())
+        session.wait(0)
+        del session
+    gc.collect()
+    assert psutil.Process().num_fds() <= before
 
 
 @pytest.mark.backends("postgresql", "mariadb")
