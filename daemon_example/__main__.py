@@ -7,13 +7,20 @@ import io
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
 from daemon_example import instance, settings
 from daemon_example.settings import UserError
 from daemon_example.spool import new_task
-from sessionstore import SessionStore, SessionStoreError
+from sessionstore import (
+    ConflictError,
+    Persistable,
+    SessionStore,
+    SessionStoreError,
+    State,
+)
 
 try:
     from daemon_example import demo, service
@@ -44,6 +51,9 @@ def parser() -> Parser:
     working.add_argument("--workers", type=int, help="tasks at once (default: 2)")
     working.add_argument("--attempts", type=int, help="starts of a task (default: 3)")
     working.add_argument("--grace", type=float, help="seconds to stop in (default: 10)")
+    working.add_argument(
+        "--lease", type=float, help="seconds until others take our tasks (default: 60)"
+    )
     top = Parser(prog="daemon-example", description=__doc__)
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
@@ -64,8 +74,9 @@ def parser() -> Parser:
     command.add_argument("--name", default="", help="the task's name")
     command.add_argument("words", nargs="+", metavar="COMMAND")
     add(list_, name="list")
-    for function in (show, history):
+    for function in (show, history, cancel, hold, resume, redo):
         add(function).add_argument("id", type=int)
+    add(check)
     add(demo.main, name="demo").add_argument("--folder", type=Path)
     return top
 
@@ -157,6 +168,56 @@ def history(options: argparse.Namespace) -> int:
                 f"{entry.at:%Y-%m-%d %H:%M:%S.%f} {entry.from_state or '-':12} "
                 f"{entry.to_state:12} {entry.host}/{entry.pid} {one_line(entry.info)}"
             )
+    return 0
+
+
+def cancel(options: argparse.Namespace) -> int:
+    """End a task, and its command."""
+    return ask(options, "cancel", State.TERMINATED)
+
+
+def hold(options: argparse.Namespace) -> int:
+    """Stop a task until it is resumed."""
+    return ask(options, "hold", State.STOPPED)
+
+
+def resume(options: argparse.Namespace) -> int:
+    """Let a task that is held go on."""
+    return ask(options, "resume", State.UNKNOWN)
+
+
+def ask(options: argparse.Namespace, what: str, unheld: State) -> int:
+    """Ask the task's holder; if it has none, move the task to a state here."""
+    with open_session(options) as session:
+        if session.request(options.id, what):
+            return 0
+        # If it is claimed just now, its new holder hears of the request.
+        with suppress(ConflictError), session.transaction():
+            expect = State.STOPPED if what == "resume" else None
+            # From UNKNOWN there is a way to all others.
+            session.transition(options.id, State.UNKNOWN, expect=expect, info=what)
+            if unheld != State.UNKNOWN:
+                session.transition(options.id, unheld, info=what)
+    return 0
+
+
+def redo(options: argparse.Namespace) -> int:
+    """Run a task again that has ended."""
+    with open_session(options) as session:
+        session.redo(options.id)
+    return 0
+
+
+def check(options: argparse.Namespace) -> int:
+    """Tell by the exit status whether the daemon runs and its database can be written.
+
+    An object is saved, and removed again.
+    """
+    found = settings.load(options)
+    with open_session(options) as session:
+        session.store.remove(session.store.save(Persistable()))
+    if instance.running(found.spool) is None:
+        raise UserError(f"no daemon works on {found.spool}")
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import socket
 from pathlib import Path
 
 import psutil
@@ -55,3 +56,9 @@ def started(pid: int) -> float:
     day it stays the same when somebody sets the clock.
     """
     return round(psutil.Process(pid).create_time() - psutil.boot_time(), 2)
+
+
+def host() -> str:
+    """Return which host this is, and which boot of it: PIDs mean something there."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{socket.gethostname()} {boot}"

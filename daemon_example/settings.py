@@ -29,6 +29,8 @@ class Settings:
     attempts: int = 3
     #: Seconds that running tasks get to end when the daemon stops.
     grace: float = 10.0
+    #: Seconds for which a task is held without a word from its daemon.
+    lease: float = 60.0
 
     @property
     def url(self) -> str:
@@ -62,6 +64,8 @@ def load(options: Namespace) -> Settings:
     values["spool"] = values["spool"].absolute()
     if min(values["workers"], values["attempts"]) < 1 or not values["grace"] >= 0:
         raise UserError("workers and attempts begin at 1, grace at 0 seconds")
+    if not 1 <= values["lease"] <= 1e6:
+        raise UserError("the lease is 1 to 1000000 seconds")
     return Settings(**values)
 
 

@@ -1,46 +1,77 @@
-"""The supervisor: takes tasks, forks workers for them, and sees to their end."""
+"""The supervisor: claims tasks, forks workers for them, and sees to their end."""
 
 from __future__ import annotations
 
 import logging
+import mmap
 import os
 import signal
-import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
-from itertools import chain
+from dataclasses import dataclass, replace
+
+import psutil
 
 from daemon_example.notify import notify
 from daemon_example.settings import Settings, UserError
 from daemon_example.signals import Signals
 from daemon_example.spool import Spool
-from daemon_example.worker import end_group, ending, work
+from daemon_example.worker import end_commands, end_group, ending, work
 from sessionstore import (
+    Claim,
     ConflictError,
     DecodeError,
-    NotFoundError,
+    LeaseLostError,
     Persistable,
     SessionStore,
     State,
     StoreUnavailableError,
-    Transition,
 )
 
 log = logging.getLogger(__name__)
 
-#: Seconds between two looks at the database.
-IDLE = 0.2
-UNDER_WAY = (State.SUBMITTED, State.RUNNING, State.TERMINATING)
+#: Seconds between two looks at what nobody tells of, such as the spool folder.
+IDLE = 0.5
+#: Seconds from one renewal to the next, at least, if it may bring a request.
+SOON = 1.0
+
+
+@dataclass(slots=True)
+class Worker:
+    """A forked worker, and the claim that it works by."""
+
+    pid: int
+    claim: Claim
+    #: When its command has to be ended, by the monotonic clock; in memory that it has
+    #: too, as it ends the command itself.
+    deadline: memoryview[float]
+    renewed_at: float
+    renew_at: float = 0.0
+    is_held: bool = False
+    is_cancelled: bool = False
+    #: What is to be recorded, as it could not do so itself.
+    ending: str = ""
+
+    def renewed(self, at: float) -> None:
+        """Note that the lease was renewed at or after an instant."""
+        self.renewed_at = at
+        self.renew_at = at + self.claim.lease / 3
+        self.deadline[0] = at + self.claim.lease * 0.9
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to its command."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, number)
+
+    def kill(self) -> None:
+        """End it and its command."""
+        end_group(self.pid)
+        os.kill(self.pid, signal.SIGKILL)
 
 
 class Supervisor:
-    """One daemon's loop.
-
-    Daemons with spool folders of their own can share a session: each takes tasks by
-    compare-and-set, and its mark in their history tells what is for it to pick up.
-    """
+    """One daemon's loop; any number of daemons, on any hosts, can share a session."""
 
     def __init__(
         self, session: SessionStore, settings: Settings, lock: int, signals: Signals
@@ -50,82 +81,60 @@ class Supervisor:
         self._lock = lock
         self._signals = signals
         self._spool = Spool(settings.spool)
-        self._mark = f"for {socket.gethostname()}:{settings.spool}"
-        #: Task ID by the PID of the worker that runs it.
-        self.workers: dict[int, int] = {}
-        #: What is yet to be recorded: why tasks have no worker any more.
-        self._lost: dict[int, str] = {}
+        self._workers: list[Worker] = []
+        #: Those that ended, and left something to be recorded.
+        self._ended: list[Worker] = []
         self._is_stopping = False
-        #: When the running commands get which signal.
+        #: When the workers get which signal.
         self._ends: list[tuple[float, signal.Signals]] = []
+        self._look_at = 0.0
         self._status = ""
 
     def run(self, ready: Callable[[], None], reload: Callable[[], Settings]) -> None:
         """Work until a signal tells to stop."""
-        self._recover("its daemon died")
+        self._recover()
         # A database that can only be read has to show before anybody relies on us.
         store = self._session.store
         store.remove(store.save(Persistable()))
         ready()
         notify(READY=1)
-        was_away, pause = False, IDLE
-        while self.workers or self._lost or not self._is_stopping:
+        pause = IDLE
+        while self._workers or self._ended or not self._is_stopping:
             try:
                 self._act_on_signals(reload)
                 self._reap()
-                if was_away:
-                    self._recover("the database was away")
                 self._work()
-                was_away, pause = False, IDLE
-            except (StoreUnavailableError, OSError) as error:
+                if self._session.wait(IDLE):
+                    # It may have been a request, which a renewal brings.
+                    for worker in self._workers:
+                        soon = worker.renewed_at + SOON
+                        worker.renew_at = min(worker.renew_at, soon)
+                pause = IDLE
+            except (StoreUnavailableError, ConflictError, OSError) as error:
                 log.warning("waiting: %s", error)
-                notify(STATUS=f"waiting: {error}")
-                if self._is_stopping and not self.workers:
+                # Who waits does not hang, and what workers keep would die with us.
+                notify(WATCHDOG=1, STATUS=f"waiting: {error}")
+                if self._is_stopping and not self._workers:
                     break  # what is left is for the next daemon to record
-                was_away, pause = True, min(2 * pause, 5.0)
-            self._signals.wait(pause)
+                self._signals.wait(pause)
+                self._look_at, pause = 0.0, min(2 * pause, 5.0)
 
-    def _recover(self, why: str) -> None:
-        """Find the tasks that are under way for us and have no worker."""
-        self._spool.finish(self._session)
-        for state in UNDER_WAY:
-            for id_ in self._session.ids(state=state):
-                # The lock on the spool folder tells that no other daemon has our mark.
-                if id_ not in self.workers.values() and self._is_ours(id_):
-                    self._end_command(id_)
-                    self._lost.setdefault(id_, why)
-
-    def _is_ours(self, id_: int) -> bool:
-        taken = [e for e in self._history(id_) if e.to_state == State.SUBMITTED]
-        return bool(taken) and taken[-1].info == self._mark
-
-    def _end_command(self, id_: int) -> None:
-        try:
-            worker = getattr(self._session.load(id_), "worker", None)
-        except (DecodeError, NotFoundError) as error:
-            log.warning("a command may still run: %s", error)
-            return
-        if worker is not None:
-            end_group(*worker)
-
-    def _history(self, id_: int) -> list[Transition]:
-        try:
-            return self._session.history(id_)
-        except NotFoundError:
-            return []  # somebody removed it meanwhile
+    def _recover(self) -> None:
+        # What cannot be recovered now was logged, and is tried again.
+        with suppress(DecodeError, PermissionError, psutil.Error):
+            self._session.recover(
+                max_attempts=self._settings.attempts, reap=end_commands
+            )
 
     def _act_on_signals(self, reload: Callable[[], Settings]) -> None:
         for number in self._signals.take():
             if number == signal.SIGHUP:
                 notify(RELOADING=1, MONOTONIC_USEC=time.monotonic_ns() // 1000)
                 try:
-                    new = reload()
                     # The spool and the session stay those that are open.
+                    old = self._settings
                     self._settings = replace(
-                        self._settings,
-                        workers=new.workers,
-                        attempts=new.attempts,
-                        grace=new.grace,
+                        reload(), spool=old.spool, store=old.store, session=old.session
                     )
                     log.info("the settings are now %s", self._settings)
                 except UserError as error:
@@ -133,42 +142,52 @@ class Supervisor:
                 notify(READY=1)
             elif number != signal.SIGCHLD and not self._is_stopping:
                 notify(STOPPING=1)
-                log.info("stopping; %d tasks run", len(self.workers))
+                log.info("stopping; %d tasks run", len(self._workers))
                 self._is_stopping = True
                 end = time.monotonic() + self._settings.grace
                 self._ends = [(end, signal.SIGTERM), (end + 5, signal.SIGKILL)]
         while self._ends and self._ends[0][0] <= time.monotonic():
             _, number = self._ends.pop(0)
-            for pid in self.workers:
-                try:
-                    os.killpg(pid, number)
-                except ProcessLookupError:  # it leads no group yet
-                    os.kill(pid, number)
+            for worker in self._workers:
+                if number == signal.SIGKILL:
+                    worker.kill()
+                else:
+                    worker.signal(number)
+                    worker.signal(signal.SIGCONT)  # a stopped one would not hear it
 
     def _reap(self) -> None:
-        for pid, id_ in list(self.workers.items()):
+        for worker in list(self._workers):
+            pid = worker.pid
             if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
                 continue
             # Until it is reaped, nobody else can have its number.
-            with suppress(ProcessLookupError):
-                os.killpg(pid, signal.SIGKILL)
+            end_group(pid)
             code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-            del self.workers[pid]
+            self._workers.remove(worker)
             if code != 0:
-                self._lost[id_] = f"its worker {pid} {ending(code)}"
+                is_late = worker.deadline[0] <= time.monotonic()
+                lost = "its lease could not be renewed; " if is_late else ""
+                worker.ending = f"{lost}its worker {pid} {ending(code)}"
+                self._ended.append(worker)
 
     def _work(self) -> None:
-        while self._lost:
-            id_, why = next(iter(self._lost.items()))
-            self._record_lost(id_, why)
-            del self._lost[id_]
+        while self._ended:
+            self._record(self._ended[0])
+            del self._ended[0]
+        for worker in self._workers:
+            if worker.renew_at <= time.monotonic():
+                self._renew(worker)
+        if time.monotonic() >= self._look_at:
+            self._look()
+            self._look_at = time.monotonic() + 1
         if not self._is_stopping:
             self._spool.take(self._session)
-            waiting = (self._session.ids(state=s) for s in (State.UNKNOWN, State.NEW))
-            for id_ in chain.from_iterable(waiting):
-                if len(self.workers) >= self._settings.workers:
-                    break
-                self._start(id_)
+            while len(self._workers) < self._settings.workers and self._start():
+                pass
+
+    def _look(self) -> None:
+        self._recover()
+        self._spool.finish(self._session)
         # The count is also the database round trip that the watchdog stands for.
         counts = sorted(self._session.counts().items())
         status = ", ".join(f"{n} {state}" for state, n in counts) or "no tasks"
@@ -177,54 +196,80 @@ class Supervisor:
             log.info("tasks: %s", status)
             self._status = status
 
-    def _record_lost(self, id_: int, why: str) -> None:
+    def _record(self, worker: Worker) -> None:
+        claim = worker.claim
         try:
-            last = self._session.history(id_)[-1]
-            if last.to_state == State.TERMINATING:
-                # The command ended, and how is known: it must not run again.
-                to, info, returncode = State.TERMINATED, last.info, last.returncode
-            else:
-                to, info, returncode = State.UNKNOWN, why, None
-            self._session.transition(
-                id_, to, expect=UNDER_WAY, info=info, returncode=returncode
-            )
-            log.warning("task %d is %s: %s", id_, to, why)
-        except (ConflictError, NotFoundError) as error:
-            log.info("%s; %s", why, error)
-
-    def _start(self, id_: int) -> None:
-        try:
-            if self._attempts(id_) >= self._settings.attempts:
-                info = "attempts exhausted"
-                self._session.transition(
-                    id_, State.TERMINATED, expect=State.UNKNOWN, info=info
+            if worker.is_cancelled:
+                with suppress(ConflictError):
+                    claim.transition(State.UNKNOWN, expect=State.NEW, info="cancelled")
+                claim.transition(
+                    State.TERMINATED, info="cancelled", returncode=signal.SIGKILL
                 )
-                return
-            self._session.transition(
-                id_, State.SUBMITTED, expect=(State.NEW, State.UNKNOWN), info=self._mark
-            )
-        except (ConflictError, NotFoundError) as error:
-            log.info("somebody else was first: %s", error)
-            return
-        pid = os.fork()
-        if pid:
-            self.workers[pid] = id_
-            return
+            else:
+                claim.release(worker.ending)
+            log.warning("task %d: %s", claim.id, worker.ending)
+        except LeaseLostError as error:
+            log.info("%s; %s", worker.ending, error)
+
+    def _renew(self, worker: Worker) -> None:
+        now = time.monotonic()
+        try:
+            request = worker.claim.renew()
+            worker.renewed(now)
+            if request == "cancel":
+                worker.is_cancelled = True
+                worker.kill()
+            elif request == "hold" and not worker.is_held:
+                # The state first: once RUNNING is committed the worker writes nothing
+                # until its command ends, and to stop it could hit no transaction.
+                worker.claim.transition(
+                    State.STOPPED, expect=State.RUNNING, info="held"
+                )
+                worker.signal(signal.SIGSTOP)
+                worker.is_held = True
+            elif request == "resume" and worker.is_held:
+                worker.claim.transition(
+                    State.RUNNING, expect=State.STOPPED, info="resumed"
+                )
+                worker.signal(signal.SIGCONT)
+                worker.is_held = False
+        except ConflictError as error:
+            log.info("later: %s", error)  # its command is about to begin, or has ended
+            worker.renew_at = now + SOON
+        except LeaseLostError as error:
+            log.info("%s", error)
+            worker.kill()
+
+    def _start(self) -> bool:
+        now = time.monotonic()
+        claims = self._session.claim(
+            lease=self._settings.lease, max_attempts=self._settings.attempts
+        )
+        for claim in claims:
+            worker = Worker(0, claim, memoryview(mmap.mmap(-1, 8)).cast("d"), now)
+            worker.renewed(now)
+            try:
+                worker.pid = os.fork()
+            except OSError as error:
+                claim.release(f"no process for it: {error}")
+                raise
+            if worker.pid == 0:
+                self._be(worker)
+            self._workers.append(worker)
+        return bool(claims)
+
+    def _be(self, worker: Worker) -> None:
         status = 1
         try:
             os.close(self._lock)
             signal.set_wakeup_fd(-1)
-            work(self._session, id_, self._spool.output(id_))
+            output = self._spool.output(worker.claim.id)
+            work(self._session, worker.claim, output, worker.deadline)
             status = 0
+        except LeaseLostError as error:
+            log.info("%s", error)
+            status = 0  # what becomes of the task is for its new holder to record
         except BaseException:
-            log.exception("the worker of task %d failed", id_)
+            log.exception("the worker of task %d failed", worker.claim.id)
         finally:
             os._exit(status)
-
-    def _attempts(self, id_: int) -> int:
-        attempts = 0
-        for entry in self._session.history(id_):
-            if entry.to_state == State.NEW:
-                attempts = 0
-            attempts += entry.to_state == State.SUBMITTED
-        return attempts

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import signal
 import subprocess
+import termios
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,10 +16,10 @@ from typing import Any, TypeVar
 
 import psutil
 
-from daemon_example.instance import started
+from daemon_example.instance import host, started
 from daemon_example.spool import is_command
 from sessionstore import (
-    ConflictError,
+    Claim,
     DecodeError,
     SessionStore,
     State,
@@ -32,56 +34,92 @@ T = TypeVar("T")
 CANNOT_RUN = 127 << 8
 
 
-def work(session: SessionStore, id_: int, output: Path) -> None:
-    """Take a SUBMITTED task to its end.
+def work(
+    session: SessionStore, claim: Claim, output: Path, deadline: memoryview[float]
+) -> None:
+    """Take a claimed task to its end; raise LeaseLostError if it is another's now.
 
-    The worker leads a process group of its own, and that is written into the task
-    before the command starts: whoever comes later can end what is left of it.  What
-    a command puts into a session of its own, as setsid(1) does, is on its own.
+    The command runs in a process group that has the worker's PID, and that is written
+    into the task before the command starts: whoever comes later can end what is left
+    of it.  What a command puts into a group of its own, as setsid(1) does, is on its
+    own.  ``deadline`` is when the command has to be ended, by the monotonic clock; the
+    supervisor moves it on with each renewal.
     """
-    os.setsid()
+    daemons_group = os.getpgrp()
+    os.setpgid(0, 0)
+    # setsid() would leave the terminal too, but who leads a session cannot leave its
+    # group, as run() does.
+    with suppress(OSError), open("/dev/tty", "rb", buffering=0) as terminal:
+        fcntl.ioctl(terminal, termios.TIOCNOTTY)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        # A signal to the group is for the command.  A handler, not SIG_IGN, which
-        # the command would inherit.
+        # The supervisor's to act on.  A handler, not SIG_IGN, which the command would
+        # inherit.
         signal.signal(number, lambda *_: None)
+    patiently(lambda: claim.transition(State.SUBMITTED))
     try:
-        task = patiently(lambda: session.load(id_))
+        task = patiently(lambda: claim.task)
         has_command = is_command(getattr(task, "command", None))
         problem = "" if has_command else "it has no command"
     except DecodeError as error:
         problem = str(error)
     if problem:
-        info = f"cannot be run: {problem}"
-        ended: dict[str, Any] = {"returncode": CANNOT_RUN, "info": info}
-        record(session, id_, State.TERMINATED, expect=State.SUBMITTED, **ended)
+        ended: dict[str, Any] = {"returncode": CANNOT_RUN}
+        ended["info"] = f"cannot be run: {problem}"
+        patiently(lambda: claim.transition(State.TERMINATED, **ended))
         return
-    task.worker = [os.getpid(), started(os.getpid())]
+    task.worker = [host(), os.getpid(), started(os.getpid())]
     task.output = str(output)
-    record(session, task, State.RUNNING, expect=State.SUBMITTED)
-    returncode, info = run(task.command, output)
-    # By the ID, not by the object, which others may have changed meanwhile.
+    patiently(lambda: claim.transition(State.RUNNING))
+    returncode, info = run(task.command, output, daemons_group, deadline)
     ended = {"returncode": returncode, "info": info}
-    record(session, id_, State.TERMINATING, expect=State.RUNNING, **ended)
-    record(session, id_, State.TERMINATED, expect=State.TERMINATING, **ended)
+
+    def end() -> None:
+        # In one commit: what has ended must not run again because we died in between.
+        with session.transaction():
+            claim.transition(State.TERMINATING, **ended)
+            claim.transition(State.TERMINATED, **ended)
+
+    patiently(end)
 
 
-def run(command: list[str], output: Path) -> tuple[int, str]:
+def run(
+    command: list[str], output: Path, daemons_group: int, deadline: memoryview[float]
+) -> tuple[int, str]:
     """Run a command, and return its status, as os.wait() has it, and in words."""
     # Neither the database's password nor systemd's socket is the command's business.
     secret = ("DAEMON_EXAMPLE_", "NOTIFY_SOCKET", "WATCHDOG_")
     environment = {k: v for k, v in os.environ.items() if not k.startswith(secret)}
+
+    def end_in_time(*_: object) -> None:
+        left = deadline[0] - time.monotonic()
+        if left > 0:
+            signal.setitimer(signal.ITIMER_REAL, left)
+        else:
+            log.error("%s is ended: its lease could not be renewed", command[0])
+            end_group(os.getpid())
+            os._exit(1)
+
+    # Here, not in the supervisor, which may be dead, or waiting for the database.
+    signal.signal(signal.SIGALRM, end_in_time)
+    signal.setitimer(signal.ITIMER_REAL, max(deadline[0] - time.monotonic(), 1e-6))
     try:
         with output.open("ab") as file:
-            code = subprocess.run(
+            process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=file,
                 env=environment,
-                check=False,
-            ).returncode
+            )
+        # The command alone has the group now, so that to stop or end it does not hit
+        # us while we write to the database.  (Without a supervisor it stays ours.)
+        with suppress(PermissionError):
+            os.setpgid(0, daemons_group)
+        code = process.wait()
     except (OSError, ValueError) as error:
         return CANNOT_RUN, f"cannot be run: {error}"
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
     return (code << 8 if code >= 0 else -code), ending(code)
 
 
@@ -90,20 +128,6 @@ def ending(code: int) -> str:
     if code >= 0:
         return f"exited with {code}"
     return f"was killed by signal {-code} ({signal.strsignal(-code)})"
-
-
-def record(
-    session: SessionStore, subject: Task | int, to: State, **details: Any
-) -> None:
-    """Write a task's next state, however long the database is away."""
-    try:
-        patiently(lambda: session.transition(subject, to, **details))
-    except ConflictError:
-        # The answer to a commit may have been lost, and the repetition found it done.
-        id_ = subject if isinstance(subject, int) else subject.persistent_id
-        last = patiently(lambda: session.history(id_))[-1]
-        if (last.to_state, last.pid) != (to, os.getpid()):
-            raise
 
 
 def patiently(call: Callable[[], T]) -> T:
@@ -118,10 +142,19 @@ def patiently(call: Callable[[], T]) -> T:
             pause = min(2 * pause, 5.0)
 
 
-def end_group(leader: int, began: float) -> None:
-    """End what is left of a worker's process group."""
+def end_commands(task: Task) -> None:
+    """End what is left of a task's command on this host."""
+    where, leader, began = getattr(task, "worker", ("", 0, 0))
     # The group's number stays taken as long as there is anybody in it, so that it
     # is the worker's group unless another process leads it.
-    with suppress(ProcessLookupError, psutil.NoSuchProcess):
-        if not psutil.pid_exists(leader) or started(leader) == began:
-            os.killpg(leader, signal.SIGKILL)
+    with suppress(psutil.NoSuchProcess):
+        if where == host() and (
+            not psutil.pid_exists(leader) or started(leader) == began
+        ):
+            end_group(leader)
+
+
+def end_group(leader: int) -> None:
+    """Kill the processes of a worker's group, if there are any."""
+    with suppress(ProcessLookupError):
+        os.killpg(leader, signal.SIGKILL)

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from daemon_example import instance
-from sessionstore import SessionStore
+from sessionstore import SessionStore, State
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -105,3 +105,22 @@ def until(condition: Callable[[], object], timeout: float = 40) -> None:
 def states(session: SessionStore, id_: int) -> list[str]:
     """Return what states a task went through."""
     return [entry.to_state.value for entry in session.history(id_)]
+
+
+def has_ended(pid: int) -> bool:
+    """Tell whether a process has ended, waited for or not."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def all_ended(session: SessionStore) -> bool:
+    """Tell whether all tasks have."""
+    return set(session.counts()) == {State.TERMINATED}
+
+
+def begun(file: Path) -> list[int]:
+    """Return the PIDs that commands have written to a file, a line each."""
+    text = file.read_text() if file.exists() else ""
+    return [int(line) for line in text.splitlines(keepends=True) if line[-1] == "\n"]

@@ -9,12 +9,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sessionstore import SessionStore, State, Task
-from tests.daemon.conftest import Cli, states, until
-
-
-def all_ended(session: SessionStore) -> bool:
-    return set(session.counts()) == {State.TERMINATED}
+from sessionstore import ConflictError, SessionStore, State, Task
+from tests.daemon.conftest import Cli, all_ended, has_ended, states, until
 
 
 def test_submitted_command_runs_to_its_end(cli: Cli) -> None:
@@ -82,59 +78,57 @@ def test_next_daemon_picks_up_what_a_killed_one_left(cli: Cli) -> None:
     id_ = int(cli("submit", "--", "sh", "-c", command))
     until(lambda: marks.exists() and marks.read_text().endswith("\n"))
     session = cli.session()
-    orphans = [psutil.Process(int(marks.read_text()))]
-    orphans.append(psutil.Process(session.history(id_)[-1].pid))
+    orphans = [int(marks.read_text()), session.history(id_)[-1].pid]
     cli.kill()
-    assert all(orphan.is_running() for orphan in orphans)
+    assert not any(map(has_ended, orphans))
     cli("start")
     until(lambda: all_ended(session))
-    for orphan in orphans:
-        assert not orphan.is_running() or orphan.status() == psutil.STATUS_ZOMBIE
-    assert "its daemon died" in [entry.info for entry in session.history(id_)]
+    assert all(map(has_ended, orphans))
+    lost = [e.info for e in session.history(id_) if e.to_state is State.UNKNOWN]
+    assert len(lost) == 1
+    assert "is gone" in lost[0]
     assert len(marks.read_text().splitlines()) == 2
 
 
 @pytest.mark.backends("sqlite")
-def test_every_stage_that_a_killed_daemon_left_is_picked_up(cli: Cli) -> None:
-    """Taken and not begun: run again. Ended and not recorded: not run again."""
-    cli("start")
-    first = int(cli("submit", "--", "true"))
-    session = cli.session()
-    until(lambda: all_ended(session))
-    mark = session.history(first)[1].info
-    cli.kill()
-    taken, ended = session.add_many(Task("", command=["true"]) for _ in range(2))
-    for id_ in (taken, ended):
-        session.transition(id_, State.SUBMITTED, info=mark)
-    session.transition(ended, State.RUNNING)
-    session.transition(ended, State.TERMINATING, info="exited with 7", returncode=1792)
-    cli("start")
-    until(lambda: all_ended(session))
-    rest = ["SUBMITTED", "RUNNING", "TERMINATING", "TERMINATED"]
-    assert states(session, taken) == ["NEW", "SUBMITTED", "UNKNOWN", *rest]
-    assert states(session, ended) == ["NEW", *rest]
-    assert session.history(ended)[-1].info == "exited with 7"
-    session.store.invalidate_cache()
-    assert session.load(ended).execution.exitcode == 7
+def test_every_stage_that_a_killed_daemon_left_is_picked_up(cli: Cli, fork) -> None:
+    """G6: claimed, submitted or running, it is run again."""
+    ways = [[], [State.SUBMITTED], [State.SUBMITTED, State.RUNNING]]
+    with SessionStore(cli.url) as session:
+        ids = session.add_many(Task("", command=["true"]) for _ in ways)
+
+        def claim_and_die() -> None:
+            for claim, way in zip(session.claim(3), ways, strict=True):
+                for state in way:
+                    claim.transition(state)
+
+        fork(claim_and_die).wait()
+        cli("start")
+        until(lambda: all_ended(session))
+        rest = ["SUBMITTED", "RUNNING", "TERMINATING", "TERMINATED"]
+        for id_, way in zip(ids, ways, strict=True):
+            assert states(session, id_) == ["NEW", *way, "UNKNOWN", *rest]
 
 
-def test_daemons_with_one_session_leave_each_other_alone(
-    cli: Cli, make_cli: object, tmp_path: Path
-) -> None:
-    """A daemon that starts ends and takes nothing that another one runs."""
-    cli("start", "--workers", "1", "--grace", "0")
-    running = int(cli("submit", "--", "sleep", "300"))
-    foreign = int(cli("submit", "--", "true"))
-    session = cli.session()
-    until(lambda: states(session, running)[-1] == "RUNNING")
-    session.transition(foreign, State.SUBMITTED, expect=State.NEW, info="somebody's")
-    other = make_cli(tmp_path / "other", cli.url)
-    other("start")
-    new = int(cli("submit", "--", "true"))
-    until(lambda: states(session, new)[-1] == "TERMINATED")
-    assert states(session, running) == ["NEW", "SUBMITTED", "RUNNING"]
-    assert states(session, foreign) == ["NEW", "SUBMITTED"]
-    assert str(other.spool) in session.history(new)[1].info
+@pytest.mark.backends("sqlite")
+def test_end_of_a_command_is_recorded_at_once_or_not_at_all(cli: Cli) -> None:
+    """G2: no worker that dies leaves a task TERMINATING, which would run again."""
+    with SessionStore(cli.url) as session:
+        with session.transaction() as connection:
+            connection.exec_driver_sql(
+                "CREATE TRIGGER t BEFORE INSERT ON store_transition "
+                "WHEN NEW.to_state = 'TERMINATED' "
+                "BEGIN SELECT RAISE(ABORT, 'nothing ends here'); END"
+            )
+        id_ = session.add(Task("", command=["true"]))
+        cli("start", "--attempts", "100")
+        until(lambda: "UNKNOWN" in states(session, id_))
+        with session.transaction() as connection:
+            connection.exec_driver_sql("DROP TRIGGER t")
+        until(lambda: all_ended(session))
+        *before, terminating, terminated = states(session, id_)
+        assert "TERMINATING" not in before
+        assert (terminating, terminated) == ("TERMINATING", "TERMINATED")
 
 
 def test_tasks_that_cannot_be_run_end_with_the_reason(cli: Cli) -> None:
@@ -189,15 +183,7 @@ def test_stop_kills_what_ignores_it(cli: Cli) -> None:
     session = cli.session()
     assert states(session, id_)[-1] == "UNKNOWN"
     assert "killed by signal 9" in session.history(id_)[-1].info
-    until(
-        lambda: (
-            not any(
-                psutil.pid_exists(pid)
-                and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-                for pid in pids
-            )
-        )
-    )
+    until(lambda: all(map(has_ended, pids)))
 
 
 @pytest.mark.backends("sqlite")
@@ -208,24 +194,20 @@ def test_what_a_command_leaves_in_its_group_ends_with_it(cli: Cli) -> None:
     session = cli.session()
     until(lambda: all_ended(session))
     pid = int((cli.spool / "output" / str(id_)).read_text())
-    until(
-        lambda: (
-            not psutil.pid_exists(pid)
-            or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-        )
-    )
+    until(lambda: has_ended(pid))
 
 
 @pytest.mark.backends("sqlite")
 def test_removed_task_does_not_stop_the_daemon(cli: Cli) -> None:
-    """Whoever removes a task that runs ends neither the daemon nor other tasks."""
-    cli("start", "--workers", "1")
+    """G6: it is refused; if its row goes all the same, its command is ended."""
+    cli("start", "--workers", "1", "--lease", "1")
     session = cli.session()
     gone = session.add(Task("gone", command=["sleep", "300"]))
     until(lambda: states(session, gone)[-1] == "RUNNING")
-    worker = session.history(gone)[-1].pid
-    session.remove(gone)
-    os.kill(worker, signal.SIGKILL)
+    with pytest.raises(ConflictError):
+        session.remove(gone)
+    with session.transaction() as connection:
+        connection.exec_driver_sql(f"DELETE FROM store_job WHERE job_id = {gone}")
     other = session.add(Task("other", command=["true"]))
     until(lambda: states(session, other)[-1] == "TERMINATED")
 
