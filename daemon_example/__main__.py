@@ -27,6 +27,13 @@ try:
 except ModuleNotFoundError as error:
     sys.exit(f"daemon-example: {error}; pip install 'sessionstore[daemon]'")
 
+#: What becomes of a task that nobody holds, by what is asked for.
+UNHELD = {
+    "cancel": State.TERMINATED,
+    "hold": State.STOPPED,
+    "resume": State.UNKNOWN,
+}
+
 
 class Parser(argparse.ArgumentParser):
     """A parser whose complaints are one line."""
@@ -74,8 +81,12 @@ def parser() -> Parser:
     command.add_argument("--name", default="", help="the task's name")
     command.add_argument("words", nargs="+", metavar="COMMAND")
     add(list_, name="list")
-    for function in (show, history, cancel, hold, resume, redo):
+    for function in (show, history, redo):
         add(function).add_argument("id", type=int)
+    for what in UNHELD:
+        command = add(ask, name=what)
+        command.add_argument("id", type=int)
+        command.set_defaults(what=what)
     add(check)
     add(demo.main, name="demo").add_argument("--folder", type=Path)
     return top
@@ -171,33 +182,17 @@ def history(options: argparse.Namespace) -> int:
     return 0
 
 
-def cancel(options: argparse.Namespace) -> int:
-    """End a task, and its command."""
-    return ask(options, "cancel", State.TERMINATED)
-
-
-def hold(options: argparse.Namespace) -> int:
-    """Stop a task until it is resumed."""
-    return ask(options, "hold", State.STOPPED)
-
-
-def resume(options: argparse.Namespace) -> int:
-    """Let a task that is held go on."""
-    return ask(options, "resume", State.UNKNOWN)
-
-
-def ask(options: argparse.Namespace, what: str, unheld: State) -> int:
-    """Ask the task's holder; if it has none, move the task to a state here."""
+def ask(options: argparse.Namespace) -> int:
+    """Have a task cancelled, held, or resumed."""
     with open_session(options) as session:
-        if session.request(options.id, what):
+        if session.request(options.id, options.what):
             return 0
-        # If it is claimed just now, its new holder hears of the request.
+        # Nobody is at work on it; who claims it just now hears of the request.
         with suppress(ConflictError), session.transaction():
-            expect = State.STOPPED if what == "resume" else None
+            expect = State.STOPPED if options.what == "resume" else None
             # From UNKNOWN there is a way to all others.
-            session.transition(options.id, State.UNKNOWN, expect=expect, info=what)
-            if unheld != State.UNKNOWN:
-                session.transition(options.id, unheld, info=what)
+            for state in dict.fromkeys((State.UNKNOWN, UNHELD[options.what])):
+                session.transition(options.id, state, expect=expect, info=options.what)
     return 0
 
 

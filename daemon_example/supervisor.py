@@ -177,13 +177,13 @@ class Supervisor:
         for worker in self._workers:
             if worker.renew_at <= time.monotonic():
                 self._renew(worker)
-        if time.monotonic() >= self._look_at:
-            self._look()
-            self._look_at = time.monotonic() + 1
         if not self._is_stopping:
             self._spool.take(self._session)
             while len(self._workers) < self._settings.workers and self._start():
                 pass
+        if time.monotonic() >= self._look_at:
+            self._look()
+            self._look_at = time.monotonic() + 1
 
     def _look(self) -> None:
         self._recover()

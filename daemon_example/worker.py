@@ -55,7 +55,13 @@ def work(
         # The supervisor's to act on.  A handler, not SIG_IGN, which the command would
         # inherit.
         signal.signal(number, lambda *_: None)
-    patiently(lambda: claim.transition(State.SUBMITTED))
+
+    def record(*states: State, **details: Any) -> None:
+        # In one commit: what has ended must not run again because we died in between.
+        with session.transaction():
+            for state in states:
+                claim.transition(state, **details)
+
     try:
         task = patiently(lambda: claim.task)
         has_command = is_command(getattr(task, "command", None))
@@ -65,21 +71,15 @@ def work(
     if problem:
         ended: dict[str, Any] = {"returncode": CANNOT_RUN}
         ended["info"] = f"cannot be run: {problem}"
-        patiently(lambda: claim.transition(State.TERMINATED, **ended))
+        patiently(lambda: record(State.SUBMITTED))
+        patiently(lambda: record(State.TERMINATED, **ended))
         return
     task.worker = [host(), os.getpid(), started(os.getpid())]
     task.output = str(output)
-    patiently(lambda: claim.transition(State.RUNNING))
+    patiently(lambda: record(State.SUBMITTED, State.RUNNING))
     returncode, info = run(task.command, output, daemons_group, deadline)
     ended = {"returncode": returncode, "info": info}
-
-    def end() -> None:
-        # In one commit: what has ended must not run again because we died in between.
-        with session.transaction():
-            claim.transition(State.TERMINATING, **ended)
-            claim.transition(State.TERMINATED, **ended)
-
-    patiently(end)
+    patiently(lambda: record(State.TERMINATING, State.TERMINATED, **ended))
 
 
 def run(

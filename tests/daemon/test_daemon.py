@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
 import pytest
 
+from daemon_example import instance
 from sessionstore import ConflictError, SessionStore, State, Task
 from tests.daemon.conftest import Cli, all_ended, has_ended, states, until
 
@@ -253,3 +256,32 @@ def test_reload_takes_good_settings_and_refuses_bad_ones(
     session = cli.session()
     session.add_many(Task("", command=["sleep", "300"]) for _ in range(3))
     until(lambda: session.counts() == {State.RUNNING: 2, State.NEW: 1})
+
+
+@pytest.mark.backends("sqlite")
+def test_command_has_no_terminal(cli: Cli) -> None:
+    """A daemon in the foreground keeps its terminal, and no command asks there."""
+    ours, terminal = os.openpty()
+    name = os.ttyname(terminal)
+    # Who leads a session gets the first terminal that it opens.
+    script = 'exec "$0" -m daemon_example run <"$1"'
+    process = subprocess.Popen(
+        ["sh", "-c", script, sys.executable, name],
+        env=cli.environment,
+        start_new_session=True,
+    )
+    try:
+        until(lambda: instance.running(cli.spool) == process.pid)
+        assert psutil.Process(process.pid).terminal() == name
+        id_ = int(cli("submit", "--", "sh", "-c", ": </dev/tty"))
+        session = cli.session()
+        until(lambda: all_ended(session))
+        assert session.load(id_).execution.exitcode not in (0, None)
+        assert "/dev/tty" in (cli.spool / "output" / str(id_)).read_text()
+        process.terminate()
+        assert process.wait(40) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+        os.close(terminal)
