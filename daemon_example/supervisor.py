@@ -17,7 +17,7 @@ from daemon_example.notify import notify
 from daemon_example.settings import Settings, UserError
 from daemon_example.signals import Signals
 from daemon_example.spool import Spool
-from daemon_example.worker import end_commands, end_group, ending, work
+from daemon_example.worker import end_commands, ending, work
 from sessionstore import (
     Claim,
     ConflictError,
@@ -61,12 +61,13 @@ class Worker:
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to its command."""
-        with suppress(ProcessLookupError):
+        # None is left, or they became another user's, as sudo's do.
+        with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, number)
 
     def kill(self) -> None:
         """End it and its command."""
-        end_group(self.pid)
+        self.signal(signal.SIGKILL)
         os.kill(self.pid, signal.SIGKILL)
 
 
@@ -161,7 +162,7 @@ class Supervisor:
             if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
                 continue
             # Until it is reaped, nobody else can have its number.
-            end_group(pid)
+            worker.signal(signal.SIGKILL)
             code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
             self._workers.remove(worker)
             if code != 0:

@@ -24,7 +24,6 @@ from sessionstore import (
     SessionStore,
     State,
     StoreUnavailableError,
-    Task,
 )
 
 log = logging.getLogger(__name__)
@@ -96,7 +95,8 @@ def run(
             signal.setitimer(signal.ITIMER_REAL, left)
         else:
             log.error("%s is ended: its lease could not be renewed", command[0])
-            end_group(os.getpid())
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(os.getpid(), signal.SIGKILL)
             os._exit(1)
 
     # Here, not in the supervisor, which may be dead, or waiting for the database.
@@ -142,19 +142,12 @@ def patiently(call: Callable[[], T]) -> T:
             pause = min(2 * pause, 5.0)
 
 
-def end_commands(task: Task) -> None:
+def end_commands(task: object) -> None:
     """End what is left of a task's command on this host."""
-    where, leader, began = getattr(task, "worker", ("", 0, 0))
-    # The group's number stays taken as long as there is anybody in it, so that it
-    # is the worker's group unless another process leads it.
-    with suppress(psutil.NoSuchProcess):
-        if where == host() and (
-            not psutil.pid_exists(leader) or started(leader) == began
-        ):
-            end_group(leader)
-
-
-def end_group(leader: int) -> None:
-    """Kill the processes of a worker's group, if there are any."""
-    with suppress(ProcessLookupError):
-        os.killpg(leader, signal.SIGKILL)
+    match getattr(task, "worker", None):
+        # The group's number stays taken as long as there is anybody in it, so that it
+        # is the worker's group unless another process leads it.
+        case [str(where), int(leader), float(began)] if where == host():
+            with suppress(ProcessLookupError, psutil.NoSuchProcess):
+                if not psutil.pid_exists(leader) or started(leader) == began:
+                    os.killpg(leader, signal.SIGKILL)
