@@ -203,7 +203,7 @@ def test_what_a_command_leaves_in_its_group_ends_with_it(cli: Cli) -> None:
 @pytest.mark.backends("sqlite")
 def test_removed_task_does_not_stop_the_daemon(cli: Cli) -> None:
     """G6: it is refused; if its row goes all the same, its command is ended."""
-    cli("start", "--workers", "1", "--lease", "1")
+    cli("start", "--workers", "1", "--lease", "5")
     session = cli.session()
     gone = session.add(Task("gone", command=["sleep", "300"]))
     until(lambda: states(session, gone)[-1] == "RUNNING")

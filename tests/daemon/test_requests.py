@@ -40,7 +40,7 @@ def test_cancelled_tasks_processes_all_end(cli: Cli, tmp_path: Path) -> None:
 def test_held_task_stands_still_until_it_is_resumed(cli: Cli, tmp_path: Path) -> None:
     """STOPPED, with all its processes; and its lease is renewed meanwhile."""
     marks = tmp_path / "marks"
-    cli("start", "--lease", "1", "--grace", "0")
+    cli("start", "--lease", "5", "--grace", "0")
     with cli.session() as session:
         id_ = session.add(waiting(marks))
         until(lambda: len(begun(marks)) == 2)
@@ -53,7 +53,7 @@ def test_held_task_stands_still_until_it_is_resumed(cli: Cli, tmp_path: Path) ->
         other = session.add(Task("", command=["true"]))
         until(lambda: states(session, other)[-1] == "TERMINATED")
         renewed = [lease(session, id_)]
-        until(lambda: lease(session, id_) - renewed[0] > 2_000_000)
+        until(lambda: lease(session, id_) - renewed[0] > 5_000_000)
         cli("resume", str(id_))
         until(lambda: stopped.isdisjoint(process.status() for process in processes))
         until(lambda: states(session, id_)[-1] == "RUNNING")

@@ -99,7 +99,7 @@ def test_daemon_that_hangs_loses_its_task_and_no_more(
     """G6: its command ends before its lease does; it comes back, and is refused."""
     marks, gate = tmp_path / "marks", tmp_path / "gate"
     os.mkfifo(gate)
-    cli("start", "--lease", "2", "--workers", "1")
+    cli("start", "--lease", "5", "--workers", "1")
     with cli.session() as session:
         command = ["sh", "-c", f"echo $$ >>{marks}; read line <{gate}"]
         id_ = session.add(Task("", command=command))
@@ -141,7 +141,7 @@ def test_command_ends_with_a_lease_that_cannot_be_renewed(
     try:
         cli = make_cli(tmp_path / "spool", server.url)
         marks = tmp_path / "marks"
-        cli("start", "--lease", "2", "--grace", "0")
+        cli("start", "--lease", "5", "--grace", "0")
         with cli.session() as session:
             command = ["sh", "-c", f"echo $$ >>{marks}; exec sleep 300"]
             id_ = session.add(Task("", command=command))
