@@ -94,7 +94,7 @@ class Database:
         scope = self.scope
         if scope is not None:
             return work(scope.kept)
-        return self._again(self._read_once, work)
+        return self._again(self._without_begin, work)
 
     def write(self, work: Work[T], *, is_one_statement: bool = False) -> T:
         """Run ``work`` in a transaction, again after a deadlock.
@@ -108,7 +108,7 @@ class Database:
             return self._again(self._write_one_statement, work)
         return self._again(self._write_once, work)
 
-    def _read_once(self, work: Work[T]) -> T:
+    def _without_begin(self, work: Work[T]) -> T:
         connections = self.connections
         connections.enter()
         pid, kept = fork.gate.pid, None
@@ -134,7 +134,7 @@ class Database:
         if self.settings.concurrent_writers and self.connections.may_be_dead():
             return self._write_once(work)
         try:
-            return self._read_once(work)
+            return self._without_begin(work)
         except ConnectionLostError as error:
             raise unanswered(error) from error.__cause__
 
