@@ -22,8 +22,8 @@ from sessionstore.database import Database
 from sessionstore.dialects import Telling
 from sessionstore.kept import KeptConnection
 from sessionstore.schema import Schema
+from sessionstore.scopes import Scope
 from sessionstore.statements import Statement
-from sessionstore.transactions import Scope
 
 __all__ = ["Changes"]
 

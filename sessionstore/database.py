@@ -28,7 +28,7 @@ from sessionstore.failures import (
     unanswered,
 )
 from sessionstore.kept import KeptConnection
-from sessionstore.transactions import Scope, Scopes, Transaction
+from sessionstore.scopes import Scope, Scopes, Transaction
 
 __all__ = ["Database"]
 

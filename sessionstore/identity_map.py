@@ -16,8 +16,8 @@ from typing import Any
 from sessionstore.database import Database
 from sessionstore.origin import Origin, assign_id
 from sessionstore.persistable import Persistable, mark, note
+from sessionstore.scopes import Scope
 from sessionstore.serialization import Record
-from sessionstore.transactions import Scope
 
 __all__ = ["IdentityMap", "set_unmarked"]
 
