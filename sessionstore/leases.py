@@ -45,9 +45,8 @@ class LeaseTable:
         )
         if settings.names_index:
             # MariaDB would rather go through the session by position.
-            hint = f"FORCE INDEX ({_quoted(schema.claim_index)})"
             for name in ("mysql", "mariadb"):
-                free = free.with_hint(table, hint, name)
+                free = free.with_hint(table, schema.claim_hint, name)
         else:
             # PostgreSQL does not see that it is NULL for all, and would sort.
             free = free.order_by(table.c.claimable_at)
@@ -106,10 +105,3 @@ class LeaseTable:
     def request(self, kept: KeptConnection, job_id: int, what: str) -> None:
         """Note what a job's holder is asked for."""
         kept.change(self._request, {"id": job_id, "what": what})
-
-
-def _quoted(name: str) -> str:
-    # As MySQL quotes names; SQLAlchemy and then the driver take a percent sign for
-    # the beginning of a parameter.
-    quoted = name.replace("`", "``").replace("%", "%%%%")
-    return f"`{quoted}`"

@@ -1,0 +1,90 @@
+"""The application, and how a function becomes one of its commands."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from sessionstore.cli.common import Common
+from sessionstore.cli.output import Output, end_quietly
+
+__all__ = ["add", "app"]
+
+app = typer.Typer(
+    help="Look into session stores, and change what is in them.",
+    epilog="Exit status: 0 all went well; 1 something went wrong; 2 the command line "
+    "is wrong; 130 ended by Ctrl-C. Times are UTC. In a pipe, columns are separated "
+    "by tabs.",
+    pretty_exceptions_enable=False,  # they would show the URL's password
+)
+
+Url = Annotated[
+    str | None,
+    typer.Option(
+        "--url",
+        envvar="SESSIONSTORE_URL",
+        metavar="URL",
+        help="The store, as sqlite:////var/lib/app/tasks.db. One with a password is "
+        "better in the environment: a command line is shown to everybody.",
+    ),
+]
+SessionName = Annotated[
+    str, typer.Option("--session", metavar="NAME", help="The session's name.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")]
+
+_SHARED: dict[str, tuple[Any, object]] = {
+    "url": (Url, None),
+    "session": (SessionName, "default"),
+    "json": (Json, False),
+}
+
+
+@app.callback()
+def _top() -> None:
+    # Its presence makes typer take the first word for a command's name.
+    return
+
+
+def add(
+    function: Callable[..., int | None],
+    *,
+    name: str | None = None,
+    panel: str | None = None,
+    shared: tuple[str, ...] = ("url", "session", "json"),
+) -> None:
+    """Make a function a command, with those of the shared options that it uses.
+
+    Its first parameter is given a ``Common``; what it returns is the exit status.
+    """
+    signature = inspect.signature(function, eval_str=True)
+    _, *own = signature.parameters.values()
+    options = [
+        inspect.Parameter(
+            option, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind
+        )
+        for option, (kind, default) in _SHARED.items()
+        if option in shared
+    ]
+
+    @functools.wraps(function)
+    def command(**given: Any) -> int | None:
+        common = Common(
+            Output(as_json=given.pop("json", False)),
+            given.pop("url", None),
+            given.pop("session", "default"),
+        )
+        try:
+            return function(common, **given)
+        except BrokenPipeError:
+            return end_quietly()
+
+    parameters = [*own, *options]
+    command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
+    del command.__wrapped__  # it has another signature
+    app.command(name, rich_help_panel=panel)(command)

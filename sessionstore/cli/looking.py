@@ -1,0 +1,116 @@
+"""Commands that list sessions and tasks, and change nothing."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import Annotated
+
+import typer
+
+from sessionstore.cli.common import Common
+from sessionstore.cli.options import (
+    Holder,
+    Name,
+    Since,
+    States,
+    Until,
+    filter_of,
+    words_among,
+)
+from sessionstore.cli.rows import COLUMNS, row_of
+from sessionstore.listing import PAGE, SORTS, SessionSummary
+from sessionstore.task import State
+
+__all__ = ["ls", "sessions"]
+
+_USUAL = ("id", "state", "name", "changed", "holder", "returncode")
+
+
+def sessions(common: Common) -> None:
+    """List the sessions: their tasks by state, when they began and last changed."""
+    output = common.output
+    with common.listing() as listing:
+        found = listing.sessions()
+    times = ["created", "changed", "finished"]
+    columns = ["name", "tasks", *map(str, State), *times]
+    if output.is_terminal:
+        columns = ["name", "tasks", "states", *times]
+    output.rows(columns, map(_session_row, found))
+
+
+def _session_row(session: SessionSummary) -> dict[str, object]:
+    counts = session.counts
+    return {
+        "name": session.name,
+        "tasks": sum(counts.values()),
+        "states": ", ".join(f"{state} {n}" for state, n in sorted(counts.items())),
+        **{str(state): counts.get(state, 0) for state in State},
+        "created": session.created_at,
+        "changed": session.changed_at,
+        "finished": session.finished_at,
+    }
+
+
+def ls(
+    common: Common,
+    state: States = None,
+    name: Name = None,
+    since: Since = None,
+    until: Until = None,
+    holder: Holder = None,
+    sort: Annotated[
+        str,
+        typer.Option(
+            "--sort",
+            metavar="COLUMN",
+            help="added, id, name, state, created or changed; in the order added, "
+            "only what is shown is read.",
+            autocompletion=lambda incomplete: [
+                word for word in SORTS if word.startswith(incomplete)
+            ],
+        ),
+    ] = "added",
+    reverse: Annotated[
+        bool, typer.Option("--reverse", "-r", help="The last ones first.")
+    ] = False,
+    limit: Annotated[
+        int, typer.Option("--limit", "-n", min=1, help="So many tasks at most.")
+    ] = 50,
+    everything: Annotated[
+        bool, typer.Option("--all", help="However many there are.")
+    ] = False,
+    after: Annotated[
+        int | None,
+        typer.Option(
+            "--after", metavar="ID", help="Those that follow this task: the next page."
+        ),
+    ] = None,
+    columns: Annotated[
+        str | None,
+        typer.Option(
+            "--columns", metavar="NAMES", help=f"Which to show: {', '.join(COLUMNS)}."
+        ),
+    ] = None,
+) -> None:
+    """List tasks, page by page. No object is read."""
+    words_among("column to sort by", [sort], [*SORTS])
+    given = _USUAL if columns is None else columns.replace(" ", "").split(",")
+    shown = words_among("column", given, COLUMNS)
+    with common.listing() as listing:
+        session_id = listing.session_id(common.session)
+        rows = listing.jobs(
+            session_id,
+            filter_of(listing, state, name, since, until, holder),
+            sort=sort,
+            descending=reverse,
+            after=None if after is None else listing.job(session_id, after),
+            # One more than is shown tells whether there are more.
+            page=PAGE if everything else min(limit + 1, PAGE),
+        )
+        if everything:
+            common.output.rows(shown, map(row_of, rows))
+            return
+        page = [*islice(rows, limit)]
+        common.output.rows(shown, map(row_of, page))
+        if next(rows, None) is not None:
+            common.output.say(f"more follow: --after {page[-1].id}, or --all")

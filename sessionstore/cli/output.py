@@ -1,0 +1,228 @@
+"""What commands print: tables on a terminal, plain columns in a pipe, or JSON.
+
+Whatever comes out of the database may hold anything, so that what could move a
+terminal's cursor, turn the direction of writing or pass for markup is shown escaped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from itertools import islice
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+__all__ = ["STYLES", "Output", "complain", "duration", "visible"]
+
+#: Rows of one table; what comes after them is one more, under the same heads.
+CHUNK = 500
+#: Seconds after which whoever waits is shown how far it is.
+PATIENCE = 1.0
+#: How the states look.
+STYLES = {
+    "NEW": "cyan",
+    "SUBMITTED": "blue",
+    "RUNNING": "green",
+    "STOPPED": "yellow",
+    "TERMINATING": "green",
+    "TERMINATED": "dim",
+    "UNKNOWN": "red",
+}
+#: Columns that give way where the terminal is too narrow.
+_WIDE = frozenset({"name", "info", "reason", "states"})
+#: Columns that are left out where they are empty throughout.
+_OPTIONAL = frozenset({"finished", "holder", "returncode"})
+#: What stands in several lines rather than being cut.
+_FOLDED = frozenset({"states"})
+
+Row = Mapping[str, object]
+
+
+def visible(text: str) -> str:
+    """Return text with all that is not plain to see as its escape sequence."""
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii")
+        for c in text
+    )
+
+
+def complain(message: str) -> None:
+    """Print one line to standard error."""
+    print(f"sessionstore: {visible(' '.join(message.split()))}", file=sys.stderr)
+
+
+def duration(seconds: float) -> str:
+    """Return a length of time as people say it, in its two largest units."""
+    if seconds < 10:
+        return f"{seconds:.3g}s"
+    whole = round(seconds)
+    units = [("d", 86400), ("h", 3600), ("m", 60), ("s", 1)]
+    said: list[str] = []
+    for unit, size in units:
+        if whole >= size or said:
+            said.append(f"{whole // size}{unit}")
+            whole %= size
+        if len(said) == 2:
+            break
+    return "".join(said)
+
+
+class Output:
+    """Where and how a command prints what it found."""
+
+    def __init__(self, *, as_json: bool = False) -> None:
+        self.as_json = as_json
+        #: Whether somebody reads along, for whom things are laid out.
+        self.is_terminal = sys.stdout.isatty() and not as_json
+        self.console = Console(markup=False, highlight=False, emoji=False)
+
+    def rows(self, columns: Sequence[str], rows: Iterable[Row]) -> None:
+        """Print rows as they come, one a line."""
+        if self.is_terminal:
+            self._tables(columns, iter(rows))
+            return
+        for row in rows:
+            if self.as_json:
+                self.line(_json({name: row[name] for name in columns}))
+            else:
+                self.line("\t".join(_plain(row[name]) for name in columns))
+
+    def record(self, row: Row) -> None:
+        """Print one thing whole, each of its values on a line."""
+        if self.as_json:
+            self.line(_json(row))
+        elif self.is_terminal:
+            table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+            table.add_column(no_wrap=True, style="bold")
+            table.add_column(overflow="fold")
+            for name, value in row.items():
+                table.add_row(Text(name), Text(_human(value), _style(name, value)))
+            self.console.print(table)
+        else:
+            for name, value in row.items():
+                self.line(f"{name}\t{_plain(value)}")
+
+    def line(self, text: str) -> None:
+        """Print a line as it is: ``visible`` must have seen what is in it."""
+        sys.stdout.write(text + "\n")
+
+    def say(self, text: str) -> None:
+        """Tell people something that is no part of the result."""
+        if not self.as_json and sys.stderr.isatty():
+            print(visible(text), file=sys.stderr)
+
+    def table(self, columns: Sequence[str], rows: Iterable[Row]) -> Table:
+        """Return a table for a terminal."""
+        rows = list(rows)
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        columns = [
+            name
+            for name in columns
+            if name not in _OPTIONAL or any(row[name] is not None for row in rows)
+        ]
+        for name in columns:
+            is_number = bool(rows) and all(
+                isinstance(row[name], (int, float, timedelta, type(None)))
+                for row in rows
+            )
+            table.add_column(
+                Text(name),
+                justify="right" if is_number else "left",
+                no_wrap=name not in _WIDE,
+                min_width=12 if name in _WIDE else None,
+            )
+        for row in rows:
+            table.add_row(
+                *(
+                    Text(
+                        _human(row[name]),
+                        _style(name, row[name]),
+                        no_wrap=name not in _FOLDED,
+                        overflow="ellipsis",
+                    )
+                    for name in columns
+                )
+            )
+        return table
+
+    def _tables(self, columns: Sequence[str], rows: Iterator[Row]) -> None:
+        chunk = list(islice(rows, CHUNK))
+        while chunk:
+            self.console.print(self.table(columns, chunk))
+            chunk = list(islice(rows, CHUNK))
+
+    @contextmanager
+    def progress(self, label: str, total: int | None) -> Iterator[Callable[[], None]]:
+        """Give a function to call at each step; a bar is shown if it takes long."""
+        if self.as_json or not sys.stderr.isatty():
+            yield lambda: None
+            return
+        from rich.progress import Progress
+
+        bar = Progress(console=Console(stderr=True, markup=False), transient=True)
+        task = bar.add_task(label, total=total)
+        begun_at = time.monotonic()
+
+        def step() -> None:
+            bar.advance(task)
+            if not bar.live.is_started and time.monotonic() - begun_at > PATIENCE:
+                bar.start()
+
+        try:
+            yield step
+        finally:
+            bar.stop()
+
+
+def end_quietly() -> int:
+    """Have nothing more printed, as nobody reads it; return the exit status."""
+    # The interpreter would complain at its end that it cannot flush.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1
+
+
+def _style(name: str, value: object) -> str:
+    return STYLES.get(str(value), "") if name in {"state", "from", "to"} else ""
+
+
+def _human(value: object) -> str:
+    if isinstance(value, datetime):
+        return f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%S}"
+    if isinstance(value, timedelta):
+        return duration(value.total_seconds())
+    return "-" if value is None else visible(str(value))
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, datetime):
+        return _iso(value)
+    if isinstance(value, timedelta):
+        return f"{value.total_seconds():.6f}"
+    return "-" if value is None else visible(str(value))
+
+
+def _iso(at: datetime) -> str:
+    return f"{at.astimezone(UTC):%Y-%m-%dT%H:%M:%S.%fZ}"
+
+
+def _json(row: Row) -> str:
+    # In ASCII, in which nothing needs to be escaped for a terminal.
+    return json.dumps(row, default=_json_value)
+
+
+def _json_value(value: object) -> object:
+    if isinstance(value, datetime):
+        return _iso(value)
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    return str(value)

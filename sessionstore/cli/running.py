@@ -1,0 +1,57 @@
+"""Running the command line: every mistake is one line and an exit status.
+
+0   all went well
+1   something went wrong, or could not be done for some of the tasks
+2   the command line is wrong
+130 Ctrl-C ended it early
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+import typer
+
+from sessionstore.cli.commands import app
+from sessionstore.cli.output import complain, end_quietly
+from sessionstore.errors import SessionStoreError
+
+__all__ = ["run"]
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        status = app(
+            None if arguments is None else list(arguments),
+            prog_name="sessionstore",
+            standalone_mode=False,
+        )
+        sys.stdout.flush()
+        return int(status or 0)
+    except typer.TyperException as error:
+        complain(f"{error.format_message().rstrip('.')}; see sessionstore --help")
+        return error.exit_code
+    except (typer.Abort, KeyboardInterrupt):
+        return 130
+    except BrokenPipeError:
+        return end_quietly()
+    except SessionStoreError as error:
+        complain(str(error))
+    except OSError as error:
+        complain(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "))
+    except Exception as error:
+        # No traceback: what it quotes may hold the password.
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        complain(
+            f"this is a mistake in the program: {type(error).__name__} in "
+            f"{os.path.basename(where.filename)}, line {where.lineno}; please report it"
+        )
+    return 1
