@@ -38,9 +38,12 @@ class Changes:
         self._database = database
         self._prefix = f"sessionstore_{schema.lock_name[:16]}"
         self._telling = database.settings.telling
+        #: What a transaction runs that tells of something.
+        self.writes: list[Statement] = []
         if self._telling is Telling.COUNTER:
             table = schema.changes
             self._count = Statement(_counting(table))
+            self.writes.append(self._count)
             of_session = table.c.session_id == bindparam("session")
             self._sum = Statement(select(func.sum(table.c.number)).where(of_session))
             self._delete = Statement(delete(table).where(of_session))

@@ -262,7 +262,10 @@ def claim(
                 break
         return claims
 
-    return index.database.write(work)
+    claims = index.database.write(work)
+    if claims:
+        index.compile_for_holders()
+    return claims
 
 
 def take(

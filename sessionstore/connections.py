@@ -113,6 +113,7 @@ class Connections:
             self.engine,
             close_idle=_weakly(self._close_idle),
             reset=_weakly(self._reset_in_child),
+            connect=self.settings.connect,
         )
 
     def _start_anew(self) -> None:

@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 from sqlalchemy.engine import URL, Dialect
 from sqlalchemy.exc import NoSuchModuleError
 
+from sessionstore import preferred_tls
 from sessionstore.errors import ConfigurationError
 from sessionstore.schema import MissingTableError
 
@@ -52,6 +53,8 @@ class Settings:
 
     #: The statement that opens a writing transaction; None: the driver opens it.
     begin: str | None = None
+    #: Opens a driver connection; None: as the driver does.
+    connect: Callable[..., Any] | None = None
     #: Run on each new driver connection.
     on_connect: Callable[[Any, Options], None] = _nothing
     #: Statements that take and give back the lock under which tables are made,
@@ -213,6 +216,8 @@ _AUTOCOMMIT_DRIVERS = frozenset(
 def settings_of(dialect: Dialect | type[Dialect]) -> Settings:
     """Return the settings for a dialect; the defaults for one not known here."""
     settings = _BY_NAME.get(dialect.name, Settings())
+    if dialect.driver == "pymysql":
+        settings = replace(settings, connect=preferred_tls.connect)
     if dialect.driver in _AUTOCOMMIT_DRIVERS:
         return settings
     return replace(settings, begin=None, on_connect=_nothing)

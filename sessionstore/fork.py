@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event
 from sqlalchemy.exc import DisconnectionError
-from sqlalchemy.pool import SingletonThreadPool
+from sqlalchemy.pool import NullPool, SingletonThreadPool
 
 from sessionstore.errors import ForkError
 from sessionstore.gate import Gate
@@ -59,6 +59,7 @@ class Guard:
     ``close_idle`` closes the connections that its owner keeps outside the pool;
     ``reset`` drops what else of the owner's must not cross a fork.  Without them
     the engine is a user's own, and a connection is busy from checkout to checkin.
+    ``connect`` takes the place of the dialect's.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Guard:
         *,
         close_idle: Callable[[], None] | None = None,
         reset: Callable[[], None] | None = None,
+        connect: Callable[..., Any] | None = None,
     ) -> None:
         self.engine = weakref.ref(engine)
         self.is_sqlite = engine.dialect.name == "sqlite"
@@ -74,6 +76,7 @@ class Guard:
         self._in_memory = is_in_memory(engine.dialect, engine.url)
         self._close_idle = close_idle
         self._reset = reset
+        self._connect = connect
         self._live: dict[int, tuple[Any, weakref.ref[Any]]] = {}
         #: By thread, SQLAlchemy's record of a connection that is being set up.
         self._opening: dict[int, weakref.ref[Any]] = {}
@@ -121,7 +124,8 @@ class Guard:
             self._connecting = True
             self._opening[threading.get_ident()] = weakref.ref(record)
             try:
-                return dialect.connect(*arguments, **keywords)
+                connect = self._connect or dialect.connect
+                return connect(*arguments, **keywords)
             except BaseException:
                 self._connecting = False
                 del self._opening[threading.get_ident()]
@@ -204,7 +208,9 @@ class Guard:
                 "this engine was making its first connection in another thread "
                 "when the process forked; create a new engine in the child"
             )
-        engine.dispose(close=False)
+        # It makes a new pool, for 1 ms: one that keeps no connections need not go.
+        if not isinstance(engine.pool, NullPool):
+            engine.dispose(close=False)
 
     def _refuse_sqlite(self) -> None:
         if self._in_memory:

@@ -120,7 +120,8 @@ class History:
         self._database = database
         table = schema.transitions
         self._columns = [column.name for column in table.columns]
-        self._insert = Statement(insert(table))
+        #: Adds a row.
+        self.insert = Statement(insert(table))
         self._of_job = Statement(
             select(table)
             .where(table.c.job_id == bindparam("job"))
@@ -140,7 +141,7 @@ class History:
         for row in rows:
             row["host"], row["pid"] = host, pid
         if rows:
-            kept.change_many(self._insert, rows)
+            kept.change_many(self.insert, rows)
         return rows
 
     def of(self, job_id: int) -> list[Transition]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
@@ -163,10 +163,7 @@ class JobTable:
         """
         revision = job.revision + 1
         values["write_id"] = self._witness(job.job_id, revision, None)
-        names = frozenset(values)
-        statement = self._update.get(names)
-        if statement is None:
-            statement = self._update[names] = self._updating(names)
+        statement = self._updating(frozenset(values))
         parameters = {
             **values,
             "seen_id": job.job_id,
@@ -178,7 +175,20 @@ class JobTable:
             raise changed_meanwhile(job.job_id)
         return revision
 
-    def _updating(self, names: Iterable[str]) -> Statement:
+    def _updating(self, names: frozenset[str]) -> Statement:
+        statement = self._update.get(names)
+        if statement is None:
+            statement = self._update[names] = self._make_update(names)
+        return statement
+
+    def of_holder(self) -> Iterator[Statement]:
+        """Yield what runs when a job's holder reads, saves and moves it."""
+        for by_ids in (self._objects, self._lock):
+            yield from (statement for statement, _ in by_ids.parts([0]))
+        for names in ({"name", "state", "returncode"}, {"state"}):
+            yield self._updating(frozenset(names | {"write_id"}))
+
+    def _make_update(self, names: Iterable[str]) -> Statement:
         table = self._table
         return Statement(
             update(table)

@@ -24,6 +24,7 @@ from sessionstore import (
 )
 from sessionstore.jobs import JobTable
 from sessionstore.leases import LeaseTable
+from sessionstore.statements import Statement
 
 TERMINATED = {State.TERMINATED}
 
@@ -279,6 +280,26 @@ def test_claim_crosses_pickling(session: SessionStore) -> None:
         claim.save()
     session.refresh(claim.task)
     assert (claim.task.n, claim.task.execution.state) == (2, State.SUBMITTED)
+
+
+def test_holders_child_compiles_no_statement(
+    session: SessionStore, other: SessionStore, fork, monkeypatch
+) -> None:
+    """Its parent has, or else each child would, before its first write."""
+    other.add(Task("a"))
+    [claim] = session.claim()
+
+    def refuse(self: Statement, dialect: object) -> None:
+        raise AssertionError(f"compiled in the child: {self.construct}")
+
+    def work() -> None:
+        monkeypatch.setattr(Statement, "compile", refuse)
+        claim.task.changed = True
+        claim.transition(State.SUBMITTED)
+        claim.transition(State.RUNNING)
+
+    fork(work).wait()
+    assert states(other, claim.id) == ["NEW", "SUBMITTED", "RUNNING"]
 
 
 def test_claim_goes_on_in_a_forked_child(session: SessionStore, fork) -> None:

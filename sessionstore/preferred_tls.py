@@ -1,0 +1,45 @@
+"""PyMySQL's connections, with one TLS context for all of them.
+
+Where nothing is said about TLS, PyMySQL 1.2 uses it if the server has it, without
+verifying anything.  For that it makes a context at each connect, and loads the
+system's certificates into it: 20 ms, more than all else that a forked child does up
+to its first write.  So the same context is made once, for all processes forked since.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any
+
+__all__ = ["connect"]
+
+
+def connect(*arguments: Any, **keywords: Any) -> Any:
+    """Connect as ``pymysql.connect`` does."""
+    import pymysql
+
+    # Somebody who watches what connects, as tracing does, has put a function there.
+    is_plain = pymysql.connect is pymysql.connections.Connection
+    open_: Callable[..., Any] = _class() if is_plain else pymysql.connect
+    return open_(*arguments, **keywords)
+
+
+@cache
+def _class() -> type[Any]:
+    from pymysql.connections import Connection
+
+    plain: Any = Connection
+
+    class WithOneContext(plain):  # type: ignore[misc]
+        context: Any = None
+
+        # PyMySQL's own, and free to go: it would only be slow again.
+        def _create_ssl_ctx(self, sslp: Mapping[str, Any]) -> Any:
+            if sslp:
+                return super()._create_ssl_ctx(sslp)
+            if WithOneContext.context is None:
+                WithOneContext.context = super()._create_ssl_ctx(sslp)
+            return WithOneContext.context
+
+    return WithOneContext
