@@ -377,3 +377,8 @@ class Schema:
                 self.check_version(version)
         self.metadata.create_all(connection, tables=[self.objects])
         migrate(connection, table=self.name, version_table=self.version.name)
+
+    def drop(self, connection: Connection) -> None:
+        """Drop all of the tables that are there, with what is in them."""
+        self.changes.drop(connection, checkfirst=True)
+        self.metadata.drop_all(connection)

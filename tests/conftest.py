@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import signal
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
@@ -112,66 +110,18 @@ def database_url(backend: str, make_database: Callable[[str], str]) -> str:
 
 
 @pytest.fixture
-def session(database_url: str) -> SessionStore:
+def session_store_url(database_url: str) -> str:
+    """Have the package's own fixtures work on each backend in turn."""
+    return database_url
+
+
+@pytest.fixture
+def session(session_store: SessionStore) -> SessionStore:
     """A session that is empty, of each backend in turn."""
-    return SessionStore(database_url, "one")
+    return session_store
 
 
 @pytest.fixture
 def other(session: SessionStore, database_url: str) -> SessionStore:
     """The same session, as another process would open it."""
-    return SessionStore(database_url, "one", create=False)
-
-
-class Child:
-    """A forked process that runs one function and leaves by os._exit."""
-
-    #: Seconds; the child is ended by SIGALRM after that.
-    BOUND = 60
-
-    def __init__(self, function: Callable[[], object]) -> None:
-        reader, writer = os.pipe()
-        self.pid = os.fork()
-        if self.pid == 0:
-            status = 1
-            try:
-                os.close(reader)
-                signal.alarm(self.BOUND)
-                function()
-                status = 0
-            except BaseException:
-                os.write(writer, traceback.format_exc().encode()[-60_000:])
-            finally:
-                os._exit(status)
-        os.close(writer)
-        self._reader = reader
-        self.is_waited_for = False
-
-    def wait(self) -> None:
-        """Wait for the child's end; its exception fails the test."""
-        with os.fdopen(self._reader, "rb") as pipe:
-            said = pipe.read().decode()
-        _, status = os.waitpid(self.pid, 0)
-        self.is_waited_for = True
-        code = os.waitstatus_to_exitcode(status)
-        assert code == 0, f"the child ended with {code}:\n{said}"
-
-
-@pytest.fixture
-def fork() -> Iterator[Callable[[Callable[[], object]], Child]]:
-    """Run functions in children, each with a bound of its own."""
-    parent = os.getpid()
-    children: list[Child] = []
-
-    def start(function: Callable[[], object]) -> Child:
-        child = Child(function)
-        if os.getpid() == parent:
-            children.append(child)
-        return child
-
-    yield start
-    left = [child.pid for child in children if not child.is_waited_for]
-    for pid in left:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-    assert not left, "the test did not wait for all of its children"
+    return SessionStore(database_url, create=False)

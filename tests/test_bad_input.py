@@ -57,7 +57,7 @@ def test_missing_driver_names_the_extra() -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become nobody")
-def test_read_only_folder_is_named(tmp_path: Path, fork) -> None:
+def test_read_only_folder_is_named(tmp_path: Path, run_forked) -> None:
     """A ConfigurationError names the file that cannot be made."""
     # Only pytest's own folders: the one that holds them is the machine's.
     temporary = Path(tempfile.gettempdir())
@@ -73,7 +73,7 @@ def test_read_only_folder_is_named(tmp_path: Path, fork) -> None:
         with pytest.raises(ConfigurationError, match=r"store\.db"):
             SqlStore(f"sqlite:///{tmp_path}/store.db").save(Task())
 
-    fork(child).wait()
+    run_forked(child)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -222,7 +222,7 @@ def test_old_sqlite_file_can_be_read_without_writing_to_it(tmp_path: Path) -> No
     assert [path.name for path in tmp_path.iterdir()] == ["old.db"]
 
 
-def test_engine_options_do_not_undo_what_forks_need(tmp_path: Path, fork) -> None:
+def test_engine_options_do_not_undo_what_forks_need(tmp_path: Path, run_forked) -> None:
     """G4: connect_args of the user's own stand beside the store's."""
     options = {"connect_args": {"cached_statements": 50}}
     store = SqlStore(f"sqlite:///{tmp_path}/store.db", engine_options=options)
@@ -236,7 +236,7 @@ def test_engine_options_do_not_undo_what_forks_need(tmp_path: Path, fork) -> Non
     thread = threading.Thread(target=use)
     thread.start()
     opened.wait(60)
-    fork(lambda: store.save(Task())).wait()
+    run_forked(store.save, Task())
     done.set()
     thread.join()
     assert len(store) == 2

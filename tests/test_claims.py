@@ -283,7 +283,7 @@ def test_claim_crosses_pickling(session: SessionStore) -> None:
 
 
 def test_holders_child_compiles_no_statement(
-    session: SessionStore, other: SessionStore, fork, monkeypatch
+    session: SessionStore, other: SessionStore, run_forked, monkeypatch
 ) -> None:
     """Its parent has, or else each child would, before its first write."""
     other.add(Task("a"))
@@ -298,11 +298,11 @@ def test_holders_child_compiles_no_statement(
         claim.transition(State.SUBMITTED)
         claim.transition(State.RUNNING)
 
-    fork(work).wait()
+    run_forked(work)
     assert states(other, claim.id) == ["NEW", "SUBMITTED", "RUNNING"]
 
 
-def test_claim_goes_on_in_a_forked_child(session: SessionStore, fork) -> None:
+def test_claim_goes_on_in_a_forked_child(session: SessionStore, start_forked) -> None:
     """G4, G6: the worker writes with its supervisor's claim, which renews it."""
     id_ = session.add(Task("x"))
     [claim] = session.claim()
@@ -315,7 +315,7 @@ def test_claim_goes_on_in_a_forked_child(session: SessionStore, fork) -> None:
             claim.renew()
         assert session.claim() == []
 
-    child = fork(work)
+    child = start_forked(work)
     while claim.renew() is None and "RUNNING" not in states(session, id_):
         pass
     child.wait()
@@ -385,7 +385,7 @@ def hold(path: Path) -> None:
 
 
 def test_many_processes_hold_each_task_one_at_a_time(
-    session: SessionStore, other: SessionStore, fork, tmp_path: Path
+    session: SessionStore, other: SessionStore, start_forked, tmp_path: Path
 ) -> None:
     """G6: six processes claim, write, give back and end tasks; none is lost."""
     ids = session.add_many([Task(n=0) for _ in range(20)])
@@ -403,7 +403,7 @@ def test_many_processes_hold_each_task_one_at_a_time(
                 else:
                     claim.transition(State.TERMINATED)
 
-    for child in [fork(work) for _ in range(6)]:
+    for child in [start_forked(work) for _ in range(6)]:
         child.wait()
     for id_ in ids:
         assert states(session, id_) == ["NEW", *3 * ["SUBMITTED", "UNKNOWN"]][:-1] + [

@@ -202,7 +202,7 @@ def test_lost_connection_under_a_statement_of_ones_own(database_url, server) -> 
     assert len(session) == 1
 
 
-def test_concurrent_transitions_have_one_winner(database_url, fork) -> None:
+def test_concurrent_transitions_have_one_winner(database_url, start_forked) -> None:
     """G3: of four processes that take the same tasks, one takes each."""
     session = SessionStore(database_url)
     ids = list(session.add_many(Task() for _ in range(40)))
@@ -216,7 +216,7 @@ def test_concurrent_transitions_have_one_winner(database_url, fork) -> None:
                 continue
             os.write(writer, b".")
 
-    children = [fork(take) for _ in range(4)]
+    children = [start_forked(take) for _ in range(4)]
     for child in children:
         child.wait()
     os.close(writer)
@@ -227,7 +227,7 @@ def test_concurrent_transitions_have_one_winner(database_url, fork) -> None:
         assert len(session.history(id_)) == 2
 
 
-def test_concurrent_updates_all_count(database_url, fork) -> None:
+def test_concurrent_updates_all_count(database_url, start_forked) -> None:
     """G3: read, change, write from many processes loses nothing."""
     session = SessionStore(database_url)
     id_ = session.add(Task(n=0))
@@ -237,7 +237,7 @@ def test_concurrent_updates_all_count(database_url, fork) -> None:
             with session.update(id_) as task:
                 task.n += 1
 
-    children = [fork(count) for _ in range(4)]
+    children = [start_forked(count) for _ in range(4)]
     for child in children:
         child.wait()
     task = session.load(id_)

@@ -18,8 +18,8 @@ README = Path(__file__).parent.parent / "README.md"
 
 MODULES = [
     module.name
-    for module in pkgutil.iter_modules(sessionstore.__path__, "sessionstore.")
-    if not module.ispkg
+    for module in pkgutil.walk_packages(sessionstore.__path__, "sessionstore.")
+    if not module.name.startswith("sessionstore.migrations")
 ]
 
 

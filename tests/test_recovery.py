@@ -62,7 +62,7 @@ def test_holder_does_not_move_with_the_wall_clock(
     assert Holder.current() == here
 
 
-def test_child_is_another_holder(fork) -> None:
+def test_child_is_another_holder(start_forked) -> None:
     """It has a PID of its own, and is gone when it has ended, waited for or not."""
     here = Holder.current()
     reader, writer = os.pipe()
@@ -73,7 +73,7 @@ def test_child_is_another_holder(fork) -> None:
         os.write(writer, str(Holder.current()).encode())
         signal.pause()
 
-    running = fork(child)
+    running = start_forked(child)
     held = Holder.parse(os.read(reader, 1000).decode())
     assert held is not None
     assert held.pid == running.pid
@@ -81,8 +81,7 @@ def test_child_is_another_holder(fork) -> None:
     os.kill(running.pid, signal.SIGKILL)
     os.waitid(os.P_PID, running.pid, os.WEXITED | os.WNOWAIT)
     assert held.is_gone()
-    os.waitpid(running.pid, 0)
-    running.is_waited_for = True
+    running.kill()
     assert held.is_gone()
 
 
@@ -124,7 +123,9 @@ def test_process_that_cannot_be_looked_at_is_not_gone(
 # Recovery
 
 
-def test_killed_holder_is_recovered_at_once(session: SessionStore, fork) -> None:
+def test_killed_holder_is_recovered_at_once(
+    session: SessionStore, start_forked
+) -> None:
     """G6: on this host; its task is UNKNOWN, and anybody's."""
     id_ = session.add(Task())
     reader, writer = os.pipe()
@@ -136,12 +137,10 @@ def test_killed_holder_is_recovered_at_once(session: SessionStore, fork) -> None
         os.write(writer, b".")
         signal.pause()
 
-    child = fork(hold)
+    child = start_forked(hold)
     os.read(reader, 1)
     assert session.recover() == session.claim() == []
-    os.kill(child.pid, signal.SIGKILL)
-    os.waitpid(child.pid, 0)
-    child.is_waited_for = True
+    child.kill()
     assert session.recover() == [id_]
     assert states(session, id_) == ["NEW", "SUBMITTED", "RUNNING", "UNKNOWN"]
     assert "is gone" in session.history(id_)[-1].info
@@ -275,7 +274,7 @@ def test_lease_renewed_meanwhile_is_kept(
 
 
 def test_each_task_is_recovered_once(
-    session: SessionStore, fork, tmp_path: Path
+    session: SessionStore, start_forked, tmp_path: Path
 ) -> None:
     """G6: by one of many who try at the same time."""
     ids = session.add_many([Task() for _ in range(12)])
@@ -288,7 +287,7 @@ def test_each_task_is_recovered_once(
     def recover() -> None:
         session.recover(reap=reap)
 
-    for child in [fork(recover) for _ in range(4)]:
+    for child in [start_forked(recover) for _ in range(4)]:
         child.wait()
     assert {int(path.name) for path in tmp_path.glob("[0-9]*")} == set(ids)
     assert all(states(session, id_) == ["NEW", "UNKNOWN"] for id_ in ids)

@@ -40,13 +40,15 @@ def test_migrations_make_what_the_code_describes(database_url: str) -> None:
     engine.dispose()
 
 
-def test_many_processes_create_the_tables_at_once(database_url: str, fork) -> None:
+def test_many_processes_create_the_tables_at_once(
+    database_url: str, start_forked
+) -> None:
     """Creation is no race."""
 
     def create() -> None:
         SessionStore(database_url, "same").add(Task())
 
-    children = [fork(create) for _ in range(6)]
+    children = [start_forked(create) for _ in range(6)]
     for child in children:
         child.wait()
     assert len(SessionStore(database_url, "same", create=False)) == 6

@@ -410,7 +410,7 @@ def test_job_may_refer_to_what_is_not_in_its_session(
     session.store.save(stored)
     id_ = session.add(Task("outer", parts=[stored, forgotten]))
     session.forget(forgotten.persistent_id)
-    read = SessionStore(database_url, "one").load(id_)
+    read = SessionStore(database_url).load(id_)
     assert [part.jobname for part in read.parts] == ["stored", "forgotten"]
     with pytest.raises(NotFoundError):
         session.load(stored.persistent_id)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import pytest
 
 from sessionstore import SessionStore, State, StoreError, Task
-from tests.conftest import Child
+from sessionstore.testing import Child
 
 
 @pytest.fixture
@@ -136,7 +136,7 @@ def test_handlers_exception_comes_through(session: SessionStore) -> None:
 
 
 def test_parent_and_child_both_wait(
-    session: SessionStore, other: SessionStore, fork: Callable[..., Child]
+    session: SessionStore, other: SessionStore, start_forked: Callable[..., Child]
 ) -> None:
     """G4: each on a connection of its own, and both hear of the change."""
     until_quiet(session)
@@ -148,7 +148,7 @@ def test_parent_and_child_both_wait(
         os.write(writer, b".")
         assert session.wait(30)
 
-    children = [fork(wait) for _ in range(2)]
+    children = [start_forked(wait) for _ in range(2)]
     for _ in children:
         os.read(reader, 1)
     other.add(Task())

@@ -94,7 +94,9 @@ def test_next_daemon_picks_up_what_a_killed_one_left(cli: Cli) -> None:
 
 
 @pytest.mark.backends("sqlite")
-def test_every_stage_that_a_killed_daemon_left_is_picked_up(cli: Cli, fork) -> None:
+def test_every_stage_that_a_killed_daemon_left_is_picked_up(
+    cli: Cli, run_forked
+) -> None:
     """G6: claimed, submitted or running, it is run again."""
     ways = [[], [State.SUBMITTED], [State.SUBMITTED, State.RUNNING]]
     with SessionStore(cli.url) as session:
@@ -105,7 +107,7 @@ def test_every_stage_that_a_killed_daemon_left_is_picked_up(cli: Cli, fork) -> N
                 for state in way:
                     claim.transition(state)
 
-        fork(claim_and_die).wait()
+        run_forked(claim_and_die)
         cli("start")
         until(lambda: all_ended(session))
         rest = ["SUBMITTED", "RUNNING", "TERMINATING", "TERMINATED"]

@@ -12,7 +12,6 @@ import pytest
 
 from sessionstore import SessionStore, State, Task
 from tests import servers
-from tests.conftest import Child
 from tests.daemon.conftest import Cli, all_ended, begun, has_ended, states, until
 from tests.daemon.test_outage import opened
 
@@ -168,12 +167,12 @@ def test_command_ends_with_a_lease_that_cannot_be_renewed(
 @pytest.mark.backends("sqlite")
 @pytest.mark.parametrize("worker", ["me", [1], ["here", 1, 0.0], None, {}], ids=str)
 def test_nothing_is_ended_for_a_task_of_another_make(
-    cli: Cli, fork: Callable[..., Child], worker: object
+    cli: Cli, run_forked: Callable[..., object], worker: object
 ) -> None:
     """G6: what it says of its worker is no group of ours, and it is recovered."""
     with SessionStore(cli.url) as session:
         id_ = session.add(Task("", command=["true"], worker=worker))
-        fork(session.claim).wait()
+        run_forked(session.claim)
         cli("start")
         until(lambda: all_ended(session))
         assert states(session, id_)[:2] == ["NEW", "UNKNOWN"]
