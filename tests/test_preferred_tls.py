@@ -12,7 +12,6 @@ import pytest
 import trustme
 
 from sessionstore import SqlStore, preferred_tls
-from tests.conftest import Child
 
 
 @pytest.fixture
@@ -31,7 +30,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
 @pytest.mark.backends("mariadb")
 def test_forked_child_makes_no_context(
-    database_url: str, made: list[object], fork: Callable[..., Child]
+    database_url: str, made: list[object], run_forked: Callable[..., object]
 ) -> None:
     """It has its parent's; to make one takes longer than all else before a write."""
     store = SqlStore(database_url)
@@ -42,7 +41,7 @@ def test_forked_child_makes_no_context(
         assert 1 not in store
         assert made == []
 
-    fork(connect).wait()
+    run_forked(connect)
 
 
 def test_context_is_as_pymysql_has_it(made: list[object]) -> None:

@@ -39,9 +39,9 @@ def test_sessions_are_listed_with_their_tasks_by_state(
     session.transition(first, State.SUBMITTED)
     SessionStore(database_url, "empty")
     rows = [json.loads(line) for line in lines("sessions", "--json")]
-    assert [row["name"] for row in rows] == ["empty", "one"]
-    assert (rows[1]["tasks"], rows[1]["NEW"], rows[1]["SUBMITTED"]) == (2, 1, 1)
-    assert (rows[0]["tasks"], rows[0]["changed"]) == (0, None)
+    assert [row["name"] for row in rows] == ["default", "empty"]
+    assert (rows[0]["tasks"], rows[0]["NEW"], rows[0]["SUBMITTED"]) == (2, 1, 1)
+    assert (rows[1]["tasks"], rows[1]["changed"]) == (0, None)
 
 
 def test_pages_follow_each_other_in_each_order(
@@ -55,7 +55,7 @@ def test_pages_follow_each_other_in_each_order(
     orders += [["--sort", name] for name in ("name", "state", "changed", "id")]
     orders += [["--sort", "name", "--reverse"], ["--state", "submitted", "-r"]]
     for order in orders:
-        words = ["ls", "--session", "one", "--columns", "id", *order]
+        words = ["ls", "--columns", "id", *order]
         whole = lines(*words, "--all")
         pages: list[str] = []
         while page := lines(
@@ -64,4 +64,4 @@ def test_pages_follow_each_other_in_each_order(
             pages += page
         assert pages == whole
         assert len(whole) == (6 if "submitted" in order else 11)
-    assert lines("ls", "--session", "one", "--columns", "id") == [str(i) for i in ids]
+    assert lines("ls", "--columns", "id") == [str(i) for i in ids]
