@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from glob import glob
+from ipaddress import ip_interface
 from pathlib import Path
 from urllib.parse import quote
 
@@ -86,8 +87,11 @@ def mariadb_binary(name: str) -> str | None:
     return shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")
 
 
-def start_postgresql() -> Server:
-    """Start PostgreSQL on a free loopback port."""
+def start_postgresql(interface: str = "") -> Server:
+    """Start PostgreSQL on a free loopback port.
+
+    It listens on a private network too, if given its address there, like 10.0.0.1/24.
+    """
     initdb, postgres = postgresql_binary("initdb"), postgresql_binary("postgres")
     assert initdb is not None
     assert postgres is not None
@@ -105,11 +109,18 @@ def start_postgresql() -> Server:
     for file in _make_certificate(folder):
         if user is not None:
             shutil.chown(file, user)
+    addresses = "127.0.0.1"
+    if interface:
+        addresses += f",{ip_interface(interface).ip}"
+        with (data / "pg_hba.conf").open("a") as access:
+            access.write(
+                f"host all all {ip_interface(interface).network} scram-sha-256\n"
+            )
     settings = {
         "ssl": "on",
         "ssl_cert_file": folder / "certificate.pem",
         "ssl_key_file": folder / "key.pem",
-        "listen_addresses": "127.0.0.1",
+        "listen_addresses": addresses,
         "port": port,
         "unix_socket_directories": folder,
         "max_connections": 200,

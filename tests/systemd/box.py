@@ -3,7 +3,8 @@
 systemd must never be started beside a host's own init: it would take all processes for
 its own.  Here it gets a PID, mount, cgroup, IPC and UTS namespace, below a cgroup that
 was made for it.  The machine itself need not run systemd.  The network is the
-machine's, so that the servers of the tests are there, on loopback.
+machine's, so that the servers of the tests are there, on loopback; or it is one of the
+box's own, in which there is nothing yet.
 
 ``/etc``, ``/opt`` and ``/var`` are the machine's with what the box writes laid over
 them; ``/run``, ``/tmp`` and ``/var/tmp`` are empty.  No unit of the machine's is known.
@@ -34,15 +35,16 @@ RateLimitIntervalSec=0
 """
 
 
-def missing() -> str:
-    """Say why there can be no box on this machine; an empty string if there can."""
+def missing(*programs: str) -> str:
+    """Say why there can be no box here, or what else is not; "" if all can be."""
     if os.geteuid() != 0:
         return "only root can run a systemd of its own"
-    programs = [name for name in ("unshare", "nsenter") if not shutil.which(name)]
+    needed = ("unshare", "nsenter", *programs)
+    lacking = [name for name in needed if not shutil.which(name)]
     if not _SYSTEMD.exists():
-        programs.append("systemd")
-    if programs:
-        return f"not installed: {', '.join(programs)}"
+        lacking.append("systemd")
+    if lacking:
+        return f"not installed: {', '.join(lacking)}"
     if not os.access(_cgroups(), os.W_OK) or not (_cgroups() / "cgroup.procs").exists():
         return "no cgroup can be made here"
     return ""
@@ -73,12 +75,14 @@ class Box:
         binds: dict[Path, str],
         prepare: str = "",
         target: str = "basic.target",
+        has_network: bool = False,
     ) -> None:
         self.folder = folder
         self._files = {"etc/systemd/journald.conf": _JOURNALD, **files}
         self._binds = binds
         self._prepare = prepare
         self._target = target
+        self._namespaces = [*_NAMESPACES, *(["--net"] if has_network else [])]
         self.cgroup = _cgroups() / f"sessionstore-{os.getpid()}-{time.monotonic_ns()}"
         self.pid = 0
         self._process: subprocess.Popen[bytes]
@@ -108,7 +112,7 @@ class Box:
 
     def popen(self, *command: str, **options: object) -> subprocess.Popen[str]:
         """Start a program in the box, though not below its systemd."""
-        enter = ["nsenter", f"--target={self.pid}", *_NAMESPACES, "--", *command]
+        enter = ["nsenter", f"--target={self.pid}", *self._namespaces, "--", *command]
         pipe = subprocess.PIPE
         defaults = {"stdout": pipe, "stderr": subprocess.STDOUT, "text": True}
         return subprocess.Popen(enter, **{**defaults, **options})
@@ -162,7 +166,7 @@ class Box:
 
         with log:
             self._process = subprocess.Popen(
-                ["unshare", *_NAMESPACES, "--fork", "--kill-child", "--mount-proc"]
+                ["unshare", *self._namespaces, "--fork", "--kill-child", "--mount-proc"]
                 + ["--propagation=private", "sh", Path(__file__).with_name("init.sh")]
                 + [self.folder, self._target],
                 stdin=subprocess.DEVNULL,

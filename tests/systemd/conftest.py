@@ -2,89 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-import psutil
 import pytest
 
-from sessionstore import SessionStore
-from tests.systemd import box
 from tests.systemd.box import Box
-
-ROOT = Path(__file__).parent.parent.parent
-UNIT = "daemon-example.service"
-SPOOL = "var/lib/daemon-example"
-#: What an installed package has for a command, but that it is found elsewhere.
-_COMMAND = """\
-#!{python}
-import sys
-sys.path[:0] = ["/opt/project", "/opt/packages"]
-from daemon_example.__main__ import main
-sys.exit(main())
-"""
-
-
-def installed() -> tuple[dict[str, str], dict[Path, str]]:
-    """Return the files and folders by which a box has the daemon, as if installed."""
-    binds = {
-        ROOT: "/opt/project",
-        Path(psutil.__file__).parent.parent: "/opt/packages",
-    }
-    base = Path(sys.base_prefix)
-    python = Path(sys._base_executable)  # type: ignore[attr-defined]
-    files = {}
-    if base != Path("/usr"):
-        # It may be in a home, which the unit does not let the daemon see.
-        binds[base] = "/opt/python"
-        python = Path("/opt/python") / python.relative_to(base)
-        files["etc/ld.so.conf.d/python.conf"] = "/opt/python/lib\n"
-    command = _COMMAND.format(python=python)
-    files["opt/daemon-example/bin/daemon-example"] = command
-    files[f"etc/systemd/system/{UNIT}"] = (ROOT / "systemd" / UNIT).read_text()
-    return files, binds
-
-
-class Host:
-    """A box that has the daemon, and how its unit fares there."""
-
-    def __init__(self, box: Box, url: str) -> None:
-        self.box = box
-        self.url = url
-        self.spool = box.root / SPOOL
-
-    def session(self) -> SessionStore:
-        """Return the daemon's session."""
-        return SessionStore(self.url)
-
-    def show(self, name: str, unit: str = UNIT) -> str:
-        """Return a property of a unit."""
-        return self.box.systemctl("show", "--value", f"--property={name}", unit).strip()
-
-    def restarts(self) -> int:
-        """Return how often systemd started the daemon again by itself."""
-        return int(self.show("NRestarts"))
-
-    def signal(self, name: str) -> None:
-        """Send a signal to the daemon, and not to its workers."""
-        self.box.systemctl("kill", "--kill-whom=main", f"--signal={name}", UNIT)
-
-    def said(self) -> list[str]:
-        """Return the lines that the daemon wrote to the journal."""
-        said = self.box.journal("--output=cat", "--identifier=daemon-example")
-        return said.splitlines()
+from tests.systemd.host import UNIT, Host, installed, need_boxes
 
 
 @pytest.fixture
 def boxes() -> None:
     """Skip, or fail in CI, where there can be no box."""
-    if why := box.missing():
-        if os.environ.get("CI"):
-            pytest.fail(why)
-        pytest.skip(why)
+    need_boxes()
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from tests.systemd.box import Box
-from tests.systemd.conftest import UNIT, Host, installed
+from tests.systemd.host import UNIT, Host, installed
 
 
 def namespaces(kind: str) -> dict[int, int]:

@@ -16,7 +16,7 @@ from sessionstore import State, Task
 from tests import servers
 from tests.daemon.conftest import all_ended, begun, states, until
 from tests.daemon.test_outage import opened
-from tests.systemd.conftest import UNIT, Host
+from tests.systemd.host import UNIT, Host
 
 RUN = ["SUBMITTED", "RUNNING"]
 END = ["TERMINATING", "TERMINATED"]

@@ -1,0 +1,108 @@
+"""Hosts of the tests' own, on a network of their own, with one database."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from sessionstore import SessionStore, Task
+from tests import servers
+from tests.hosts.network import Network
+from tests.hosts.replay import SHELL, Line, lines, problems
+from tests.systemd.box import Box
+from tests.systemd.host import UNIT, Host, installed, need_boxes
+
+NAMES = ("one", "two", "three")
+LEASE = 8
+#: In the box; all hosts see the same.
+MARKS = "/var/marks"
+DROPIN = f"""\
+[Service]
+ReadWritePaths={MARKS}
+Environment=DAEMON_EXAMPLE_LEASE={LEASE} DAEMON_EXAMPLE_WORKERS=2
+Environment=DAEMON_EXAMPLE_ATTEMPTS=20 DAEMON_EXAMPLE_GRACE=0
+"""
+
+
+class Hosts:
+    """Some hosts on one network, with one database, and what their commands wrote."""
+
+    def __init__(self, folder: Path, network: Network, session: SessionStore) -> None:
+        self.network = network
+        self.session = session
+        self.hosts: dict[str, Host] = {}
+        self.marks = folder / "marks"
+        self.marks.mkdir()
+        self.marks.chmod(0o777)
+
+    def add(self, text: str) -> int:
+        """Add a task whose command tells in a file when it begins and ends."""
+        name = str(len(list(self.marks.iterdir())))
+        # Other than those that the daemon makes, which its user alone can write.
+        (self.marks / name).touch()
+        (self.marks / name).chmod(0o666)
+        command = f"{SHELL} mark begin; {text}; mark end"
+        words = ["sh", "-c", command, f"{MARKS}/{name}"]
+        return self.session.add(Task(name, command=words))
+
+    def written(self, id_: int) -> list[Line]:
+        """Return what a task's commands have written."""
+        return lines(self.marks / self.session.load(id_).jobname)
+
+    def ran_on(self, id_: int) -> set[str]:
+        """Return the hosts on which a task's commands began."""
+        return {line.host for line in self.written(id_)}
+
+    def lease_ends_at(self, id_: int) -> float:
+        """Return the instant at which a task's lease runs out, in seconds."""
+        query = f"SELECT lease_expires_at FROM store_job WHERE job_id = {id_}"
+        with self.session.transaction() as connection:
+            return float(connection.exec_driver_sql(query).scalar_one()) / 1e6
+
+    def processes(self, name: str) -> int:
+        """Return how many processes a host's daemon consists of, with its commands."""
+        folder = self.hosts[name].box.cgroup / "system.slice" / UNIT
+        return len((folder / "cgroup.procs").read_text().split())
+
+    def problems(self) -> Mapping[int, list[str]]:
+        """Say what went wrong with each of the tasks with which something did."""
+        found = {
+            id_: list(problems(self.session.history(id_), self.written(id_)))
+            for id_ in self.session.ids()
+        }
+        return {id_: said for id_, said in found.items() if said}
+
+
+@pytest.fixture
+def make_hosts(tmp_path: Path) -> Iterator[Callable[..., Hosts]]:
+    """Make three hosts; no daemon runs yet.
+
+    ``options`` are added to the URL, ``more`` is a line of Python to be run first.
+    """
+    need_boxes("ip")
+    if servers.postgresql_binary("initdb") is None:
+        pytest.skip("there is no PostgreSQL")
+    with ExitStack() as stack:
+
+        def make(options: str = "", more: str = "") -> Hosts:
+            network = stack.enter_context(Network())
+            server = servers.start_postgresql(f"{network.ADDRESS}/24")
+            stack.callback(server.stop)
+            session = stack.enter_context(SessionStore(server.url))
+            made = Hosts(tmp_path, network, session)
+            url = server.url.replace("127.0.0.1", network.ADDRESS) + options
+            for name in NAMES:
+                files, binds = installed(more)
+                files["etc/hostname"] = f"{name}\n"
+                files["etc/daemon-example.env"] = f"DAEMON_EXAMPLE_STORE='{url}'\n"
+                files[f"etc/systemd/system/{UNIT}.d/test.conf"] = DROPIN
+                binds[made.marks] = MARKS
+                box = Box(tmp_path / name, files, binds, has_network=True)
+                made.hosts[name] = Host(stack.enter_context(box), url)
+                network.connect(box, name)
+            return made
+
+        yield make

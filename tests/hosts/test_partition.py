@@ -1,0 +1,90 @@
+"""Several hosts share a session; one of them is cut off, and comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from sessionstore import State
+from tests.daemon.conftest import all_ended, until
+from tests.hosts.conftest import MARKS, Hosts
+from tests.systemd.host import UNIT
+
+#: Ends when the test says so.
+LONG = f"while [ ! -e {MARKS}/go ]; do mark beat; sleep .1; done"
+SHORT = "sleep .2"
+#: libpq's options by which a daemon finds out that it hears nothing any more.
+IMPATIENT = "&tcp_user_timeout=2000&connect_timeout=2"
+
+
+def cut_off_and_come_back(hosts: Hosts, is_told: bool = False) -> dict[int, float]:
+    """Let the first host be cut off from its two tasks, until others have them.
+
+    Return the IDs of the two, when all tasks have ended, with the end of its leases.
+    ``is_told`` says that its daemon has to notice that it is cut off.
+    """
+    session = hosts.session
+    one, *others = hosts.hosts.values()
+    one.box.systemctl("start", UNIT)
+    ids = [hosts.add(LONG), hosts.add(LONG)]
+    until(lambda: all(hosts.written(id_) for id_ in ids))
+    for host in others:
+        host.box.systemctl("start", UNIT)
+    for _ in range(20):
+        hosts.add(SHORT)
+    hosts.network.cut("one")
+    assert [hosts.ran_on(id_) for id_ in ids] == [{"one"}, {"one"}]
+    ends = {id_: hosts.lease_ends_at(id_) for id_ in ids}
+    if is_told:
+        until(lambda: one.show("StatusText").startswith("waiting: "))
+    # Its daemon alone is left, though it cannot be heard of, nor hear, that they
+    # are another's.
+    until(lambda: hosts.processes("one") == 1)
+    until(lambda: all(len(hosts.ran_on(id_)) == 2 for id_ in ids))
+    hosts.network.mend("one")
+
+    def has_new_work() -> bool:
+        new = hosts.add(SHORT)
+        until(lambda: session.history(new)[-1].to_state is State.TERMINATED)
+        return "one" in hosts.ran_on(new)
+
+    until(has_new_work)
+    (hosts.marks / "go").touch()
+    until(lambda: all_ended(session))
+    return ends
+
+
+@pytest.mark.parametrize("options", ["", IMPATIENT])
+def test_no_task_is_lost_or_has_two_holders(
+    make_hosts: Callable[..., Hosts], options: str
+) -> None:
+    """G6: the host that returns is refused, and goes on with new work.
+
+    It ended its commands while it still had the lease.
+    """
+    hosts = make_hosts(options=options)
+    ends = cut_off_and_come_back(hosts, is_told=bool(options))
+    assert hosts.problems() == {}
+    said = "\n".join(hosts.hosts["one"].said())
+    for id_, lease_ended_at in ends.items():
+        lost = [
+            entry
+            for entry in hosts.session.history(id_)
+            if entry.to_state is State.UNKNOWN
+        ]
+        assert len(lost) == 1
+        assert "the lease of one/" in lost[0].info
+        assert f"task {id_} is held by" in said
+        assert "stop working on it, and claim new work" in said
+        last = max(line.at for line in hosts.written(id_) if line.host == "one")
+        assert last / 1e9 < lease_ended_at
+
+
+def test_without_tokens_a_task_would_have_two_holders(
+    make_hosts: Callable[..., Hosts],
+) -> None:
+    """G6: where nobody asks for them the replay finds what the host wrote."""
+    hosts = make_hosts(more="import tests.hosts.unfenced")
+    cut_off_and_come_back(hosts)
+    assert "was at work on it when this came" in str(hosts.problems())
