@@ -1,7 +1,8 @@
 #!/bin/sh
 # Installs the database servers that the tests start, strace, by which they work out
 # what a power cut leaves, systemd and what makes hosts of its own for it, and what
-# mysqlclient is built with, where that is possible.
+# mysqlclient is built with, and curl for the documentation's commands, where that is
+# possible.
 set -eu
 missing=
 ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null 2>&1 || missing="$missing postgresql"
@@ -10,6 +11,7 @@ command -v strace >/dev/null 2>&1 || missing="$missing strace"
 [ -x /lib/systemd/systemd ] || missing="$missing systemd"
 command -v unshare >/dev/null 2>&1 && command -v nsenter >/dev/null 2>&1 || missing="$missing util-linux"
 command -v ip >/dev/null 2>&1 || missing="$missing iproute2"
+command -v curl >/dev/null 2>&1 || missing="$missing curl"
 # pip builds mysqlclient from source.
 if ! pkg-config --exists libmariadb 2>/dev/null || ! command -v gcc >/dev/null 2>&1; then
     missing="$missing libmariadb-dev pkg-config gcc libc6-dev"
