@@ -44,14 +44,25 @@ class IdCounter:
         with self._database.aside() as kept:
             return self._take(kept, n)
 
+    def skip(self, kept: KeptConnection, last: int) -> None:
+        """Have no block that is taken from now on begin at or below ``last``."""
+        while True:
+            seen, _ = self._next(kept)
+            taken = {"seen": seen, "following": last + 1}
+            if seen > last or kept.change(self._schema.take_ids, taken) == 1:
+                return
+
+    def _next(self, kept: KeptConnection) -> tuple[int, int | None]:
+        """Return where the next block begins, and the largest ID in use."""
+        row = kept.row(self._schema.next_ids)
+        if row is None:
+            raise SchemaError(f"the table {self._schema.ids.name!r} has lost its row")
+        seen, largest = row
+        return seen, largest
+
     def _take(self, kept: KeptConnection, n: int) -> range:
         while True:
-            row = kept.row(self._schema.next_ids)
-            if row is None:
-                raise SchemaError(
-                    f"the table {self._schema.ids.name!r} has lost its row"
-                )
-            seen, largest = row
+            seen, largest = self._next(kept)
             first = max(seen, (largest or 0) + 1)
             taken = {"seen": seen, "following": first + n}
             if kept.change(self._schema.take_ids, taken) == 1:

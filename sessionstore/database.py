@@ -20,7 +20,7 @@ from sqlalchemy.engine import URL
 
 from sessionstore import dialects, fork
 from sessionstore.connections import Connections
-from sessionstore.errors import SessionStoreError
+from sessionstore.errors import SessionStoreError, StoreError
 from sessionstore.failures import (
     ConnectionLostError,
     TransactionAbortedError,
@@ -171,6 +171,20 @@ class Database:
             finally:
                 kept.close()
 
+    @contextmanager
+    def snapshot(self) -> Iterator[KeptConnection]:
+        """Give another connection, which sees one state of the database.
+
+        An in-memory database has one connection for all, and no such state.
+        """
+        statements = () if self.connections.is_in_memory else self.settings.snapshot
+        with self.aside() as kept:
+            for statement in statements:
+                kept.command(statement)
+            yield kept
+            if statements:
+                kept.command("ROLLBACK")
+
     def packet_limit(self) -> int | None:
         """Return how many bytes the server takes in one statement, if it tells."""
         if self.settings.packet_limit is None:
@@ -181,6 +195,21 @@ class Database:
                 return int(answer.scalar_one())
         except SessionStoreError:
             return None
+
+    def explained(self, error: StoreError, largest: int) -> StoreError:
+        """Return what to raise for an error in sending payloads, the largest so long.
+
+        MySQL ends the connection at a statement that is too long for it, and does not
+        say why.
+        """
+        limit = self.packet_limit() if largest >= 2**20 else None
+        if limit is None or largest < limit // 2:
+            return error
+        return StoreError(
+            f"an object of {largest} bytes is more than {self.url!r} takes: its "
+            f"max_allowed_packet is {limit} bytes; raise it on the server to twice the "
+            "largest object"
+        )
 
     @contextmanager
     def setup_lock(self, name: str) -> Iterator[None]:

@@ -55,6 +55,8 @@ class Settings:
     begin: str | None = None
     #: Opens a driver connection; None: as the driver does.
     connect: Callable[..., Any] | None = None
+    #: The statements that open a transaction which sees one state of the database.
+    snapshot: Sequence[str] = ()
     #: Run on each new driver connection.
     on_connect: Callable[[Any, Options], None] = _nothing
     #: Statements that take and give back the lock under which tables are made,
@@ -148,6 +150,7 @@ def _configure_mysql(cursor: Any, options: Options) -> None:
 # PostgreSQL manual. Numbers: MariaDB's error code reference.
 _SQLITE = Settings(
     begin="BEGIN IMMEDIATE",
+    snapshot=["BEGIN"],
     on_connect=_configure_sqlite,
     concurrent_writers=False,
     busy_codes=frozenset({"SQLITE_BUSY", "SQLITE_LOCKED"}),
@@ -166,6 +169,7 @@ _SQLITE = Settings(
 )
 _POSTGRESQL = Settings(
     begin="BEGIN",
+    snapshot=["BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"],
     on_connect=_configure_postgresql,
     lock="SELECT pg_advisory_lock(hashtext('sessionstore %s'))",
     unlock="SELECT pg_advisory_unlock(hashtext('sessionstore %s'))",
@@ -186,6 +190,10 @@ _POSTGRESQL = Settings(
 )
 _MYSQL = Settings(
     begin="START TRANSACTION",
+    snapshot=[
+        "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ",
+        "START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY",
+    ],
     on_connect=_configure_mysql,
     lock="SELECT GET_LOCK('sessionstore %s', 60)",
     unlock="SELECT RELEASE_LOCK('sessionstore %s')",
@@ -220,7 +228,7 @@ def settings_of(dialect: Dialect | type[Dialect]) -> Settings:
         settings = replace(settings, connect=preferred_tls.connect)
     if dialect.driver in _AUTOCOMMIT_DRIVERS:
         return settings
-    return replace(settings, begin=None, on_connect=_nothing)
+    return replace(settings, begin=None, snapshot=(), on_connect=_nothing)
 
 
 def load_dialect(url: URL) -> type[Dialect]:

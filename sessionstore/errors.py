@@ -8,6 +8,7 @@ driver raised is the ``__cause__`` of the one that is raised here.
 from __future__ import annotations
 
 __all__ = [
+    "ArchiveError",
     "ConfigurationError",
     "ConflictError",
     "DecodeError",
@@ -60,6 +61,10 @@ class StoreError(SessionStoreError):
 
 class SchemaError(StoreError):
     """The table, or the schema's version, does not fit."""
+
+
+class ArchiveError(StoreError, ValueError):
+    """A file is no archive, or a damaged one, or of a newer release."""
 
 
 class LoadError(StoreError):

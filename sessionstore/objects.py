@@ -120,6 +120,10 @@ class ObjectTable:
             schema.check_columns(connection, may_lack=True)
             return False
 
+    def reset_ids(self) -> None:
+        """Drop the IDs at hand; the next one is of a new block."""
+        self._counter.allocator.reset()
+
     def close(self) -> None:
         """Close all connections, with which an in-memory database's tables go."""
         self.database.connections.dispose()
@@ -180,7 +184,7 @@ class ObjectTable:
                 return run()
             except DuplicateKeyError:
                 # Another program has put rows above our block since we took it.
-                self._counter.allocator.reset()
+                self.reset_ids()
                 if self.database.scope is not None:
                     raise
         return run()
@@ -197,7 +201,8 @@ class ObjectTable:
                         id=record.id,
                     )
         except StoreError as error:
-            raise self._explained(error, records) from error.__cause__
+            largest = max(len(record.payload) for record in records)
+            raise self.database.explained(error, largest) from error.__cause__
         except _UNSENDABLE as error:
             raise self._unsendable(error) from error
         self.identities.stored(records)
@@ -220,19 +225,6 @@ class ObjectTable:
     def _values(self, record: Record) -> dict[str, Any]:
         extra = self.schema.extra.values(record.obj)
         return {"data": record.payload, "state": record.state, **extra}
-
-    def _explained(self, error: StoreError, records: Sequence[Record]) -> StoreError:
-        # MySQL ends the connection at a statement that is too long for it, and does
-        # not say why.
-        largest = max(len(record.payload) for record in records)
-        limit = self.database.packet_limit() if largest >= 2**20 else None
-        if limit is None or largest < limit // 2:
-            return error
-        return StoreError(
-            f"an object of {largest} bytes is more than {self.database.url!r} "
-            f"takes: its max_allowed_packet is {limit} bytes; raise it on the "
-            "server to twice the largest object"
-        )
 
     def _unsendable(self, error: Exception) -> EncodeError:
         said = getattr(error, "orig", error)
@@ -259,7 +251,8 @@ class ObjectTable:
                 try:
                     is_there = self._update(kept, object_id, first)
                 except StoreError as error:
-                    raise self._explained(error, [first]) from error.__cause__
+                    largest = len(first.payload)
+                    raise self.database.explained(error, largest) from error.__cause__
                 except _UNSENDABLE as error:
                     raise self._unsendable(error) from error
                 if not is_there:
