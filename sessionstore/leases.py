@@ -45,8 +45,9 @@ class LeaseTable:
         )
         if settings.names_index:
             # MariaDB would rather go through the session by position.
+            hint = schema.hint(schema.claim_index)
             for name in ("mysql", "mariadb"):
-                free = free.with_hint(table, schema.claim_hint, name)
+                free = free.with_hint(table, hint, name)
         else:
             # PostgreSQL does not see that it is NULL for all, and would sort.
             free = free.order_by(table.c.claimable_at)

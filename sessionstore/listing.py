@@ -1,9 +1,7 @@
 """Looking at sessions and their jobs without loading an object.
 
 All of it comes from the tables beside the objects' own: names, states and times stand
-there, so that nothing is unpickled.  Jobs are read page by page, each page by its key,
-and the order in which they were added is an index's, as are a state's jobs and those
-that somebody holds.
+there, so that nothing is unpickled.  Many jobs are read page by page; see ``pages``.
 """
 
 from __future__ import annotations
@@ -11,33 +9,31 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from fnmatch import fnmatchcase
+from datetime import datetime
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
-from sqlalchemy import Select, func, literal, or_, select, union_all
+from sqlalchemy import func, select
 
 from sessionstore.clock import Now
 from sessionstore.errors import ConfigurationError, NotFoundError, SchemaError
 from sessionstore.history import History, Transition, instant
-from sessionstore.holder import Holder
+from sessionstore.pages import (
+    Filter,
+    JobRow,
+    Pages,
+    entry_of,
+    maybe_instant,
+    row_of,
+)
 from sessionstore.sql import SqlStore
 from sessionstore.statements import Statement
-from sessionstore.task import State
 
-__all__ = ["SORTS", "Filter", "JobRow", "Listing", "SessionSummary", "nearest"]
+__all__ = ["Listing", "SessionSummary", "nearest"]
 
 #: Rows that are read at once where many are wanted.
 PAGE = 500
-#: The columns that jobs can be sorted by, by what they are called.
-SORTS = {
-    "added": "position",
-    "id": "job_id",
-    "name": "name",
-    "state": "state",
-    "created": "created_at",
-    "changed": "updated_at",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,53 +47,6 @@ class SessionSummary:
     #: When any of its jobs was last written; None if it has none.
     changed_at: datetime | None
     counts: dict[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class JobRow:
-    """What is known of a job without reading its object."""
-
-    id: int
-    #: None once the session has forgotten it.
-    session_id: int | None
-    #: Its place in the session; None for an object inside another one.
-    position: int | None
-    name: str
-    state: str
-    returncode: int | None
-    attempts: int
-    holder: str | None
-    lease_expires_at: datetime | None
-    request: str | None
-    revision: int
-    created_at: datetime
-    changed_at: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class Filter:
-    """Which jobs are meant; what is not given does not matter."""
-
-    states: Collection[str] = ()
-    #: A pattern as the shell's, of the whole name.
-    name: str | None = None
-    #: Last changed then or later, by the database's clock.
-    since: datetime | None = None
-    #: Last changed before.
-    until: datetime | None = None
-    #: A pattern of ``host/pid``, or of the host alone.
-    holder: str | None = None
-
-    def fits(self, row: JobRow) -> bool:
-        """Say whether a row is meant whose state and times are known to be."""
-        if self.name is not None and not fnmatchcase(row.name, self.name):
-            return False
-        return self.holder is None or _is_held_by(row.holder, self.holder)
-
-    @property
-    def is_exact(self) -> bool:
-        """Whether the database alone can tell which rows are meant."""
-        return self.name is None and self.holder is None
 
 
 class Listing:
@@ -119,8 +68,10 @@ class Listing:
         self._database = objects.database
         self._schema = objects.schema
         self._jobs = objects.schema.jobs
+        self.pages = Pages(
+            self._schema, names_index=self._database.settings.names_index
+        )
         self._history = History(self._database, self._schema)
-        self._columns = [self._jobs.c[name] for name in _COLUMNS]
 
     def now(self) -> datetime:
         """Return the time by the database's clock."""
@@ -156,8 +107,8 @@ class Listing:
                 id_,
                 name,
                 instant(created),
-                _maybe(finished),
-                _maybe(changed.get(id_)),
+                maybe_instant(finished),
+                maybe_instant(changed.get(id_)),
                 counts.get(id_, {}),
             )
             for id_, name, created, finished in rows
@@ -174,6 +125,12 @@ class Listing:
             f"there is no session {name!r}; {nearest(name, names)}"
         )
 
+    def created_at(self, session_id: int) -> datetime:
+        """Return when a session was created."""
+        table = self._schema.sessions
+        [[at]] = self._rows(select(table.c.created_at).where(table.c.id == session_id))
+        return instant(at)
+
     def counts(self, session_id: int) -> dict[str, int]:
         """Return the number of jobs in each state that has any."""
         jobs = self._jobs
@@ -188,10 +145,9 @@ class Listing:
 
     def job(self, session_id: int, id_: int) -> JobRow:
         """Return one job of a session, or raise NotFoundError that tells more."""
-        jobs = self._jobs
-        rows = self._rows(select(*self._columns).where(jobs.c.job_id == id_))
+        rows = self._rows(self.pages.one(id_))
         if rows and rows[0][1] == session_id:
-            return _row(rows[0])
+            return row_of(rows[0])
         raise NotFoundError(
             f"there is no task with ID {id_} in this session; "
             f"{self._elsewhere(session_id, id_, rows)}",
@@ -226,10 +182,56 @@ class Listing:
         """Return a job's transitions, in order."""
         return self._history.of(id_)
 
+    def lock(self, rows: Sequence[JobRow]) -> list[JobRow]:
+        """Return the jobs that are still as they were read, locked.
+
+        To be called in a transaction, to whose end they stay so.
+        """
+        found = self._rows(self.pages.locked([row.id for row in rows]))
+        there = {id_: rest for id_, *rest in found}
+        return [
+            row for row in rows if there.get(row.id) == [row.revision, row.session_id]
+        ]
+
+    def payload(self, id_: int) -> tuple[int | None, bytes]:
+        """Return how large an object's payload is, and its first bytes."""
+        table = self._schema.objects
+        begin = func.substr(table.c.data, 1, 32, type_=table.c.data.type)
+        rows = self._rows(
+            select(func.length(table.c.data), begin).where(table.c.id == id_)
+        )
+        size, first = rows[0] if rows else (None, None)
+        return size, bytes(first or b"")
+
+    def histories(
+        self, session_id: int, since: datetime | None = None
+    ) -> Iterator[list[Transition]]:
+        """Go through jobs in the order added, for the transitions of each.
+
+        Of those that were changed since then, if it is given.
+        """
+        after: tuple[Any, int] | None = None
+        while True:
+            query = self.pages.histories(session_id, since, after, PAGE)
+            number = 0
+            for key, rows in groupby(self._rows(query), itemgetter(0, 1)):
+                after, number = key, number + 1
+                # The job itself is there without any transition.
+                yield [entry_of(row[2:])[1] for row in rows if row[2] is not None]
+            if number < PAGE:
+                return
+
+    def transitions(
+        self, session_id: int, since: datetime
+    ) -> list[tuple[str, int, Transition]]:
+        """Return the transitions since then, each with its job's name and revision."""
+        rows = self._rows(self.pages.transitions(session_id, since))
+        return [(name, *entry_of(values)) for name, *values in rows]
+
     def jobs(
         self,
         session_id: int,
-        wanted: Filter = Filter(),
+        wanted: Filter,
         *,
         sort: str = "added",
         descending: bool = False,
@@ -242,8 +244,15 @@ class Listing:
         the loop's body may write.  It is no snapshot.
         """
         while True:
-            statement = self.page(session_id, wanted, sort, descending, after, page)
-            rows = [_row(values) for values in self._rows(statement)]
+            query = self.pages.page(
+                session_id,
+                wanted,
+                sort=sort,
+                descending=descending,
+                after=after,
+                limit=page,
+            )
+            rows = [row_of(values) for values in self._rows(query)]
             for row in rows:
                 if wanted.fits(row):
                     yield row
@@ -255,85 +264,8 @@ class Listing:
         """Return how many jobs are meant."""
         if not wanted.is_exact:
             return sum(1 for _ in self.jobs(session_id, wanted))
-        [[number]] = self._rows(
-            select(func.count())
-            .select_from(self._jobs)
-            .where(self._jobs.c.session_id == session_id, *self._conditions(wanted))
-        )
+        [[number]] = self._rows(self.pages.count(session_id, wanted))
         return int(number)
-
-    def page(
-        self,
-        session_id: int,
-        wanted: Filter,
-        sort: str,
-        descending: bool,
-        after: JobRow | None,
-        limit: int,
-    ) -> Select[Any]:
-        """Return the query for one page of jobs."""
-        table = self._jobs
-        conditions = [table.c.session_id == session_id, *self._conditions(wanted)]
-        column = table.c[SORTS[sort]]
-        if after is not None:
-            conditions += _beyond(table, column, after, descending)
-        if sort == "added" and (wanted.states or wanted.holder is not None):
-            return self._by_state(wanted, conditions, descending, limit)
-        query = select(*self._columns).where(*conditions)
-        return query.order_by(*_order(table, column, descending)).limit(limit)
-
-    def _by_state(
-        self, wanted: Filter, conditions: list[Any], descending: bool, limit: int
-    ) -> Select[Any]:
-        # In the claims' index the free jobs of one state stand by position, and those
-        # that are held, of which there are few, after them.  So each is a query of
-        # its own, and the first of them all are the first of the page.
-        table = self._jobs
-        order = _order(table, table.c.position, descending)
-        parts = []
-        for state in wanted.states or [*State]:
-            of_state = select(*self._columns).where(
-                *conditions, table.c.state == str(state)
-            )
-            held = of_state.where(table.c.claimable_at > 0).order_by(*order)
-            parts.append(held.limit(limit))
-            if wanted.holder is None:
-                # PostgreSQL does not see that it is NULL for all, and would sort.
-                by = table.c.claimable_at
-                free = of_state.where(by.is_(None)).order_by(
-                    by.desc() if descending else by, *order
-                )
-                parts.append(free.limit(limit))
-        if self._database.settings.names_index:
-            # MariaDB would rather go through the session by position.
-            hint = self._schema.claim_hint
-            for name in ("mysql", "mariadb"):
-                parts = [part.with_hint(table, hint, name) for part in parts]
-        # SQLite takes LIMIT in a part of a union only where it is a table.
-        union = union_all(*(select(part.subquery()) for part in parts)).subquery()
-        return (
-            select(union)
-            .order_by(*_order(union, union.c.position, descending))
-            .limit(limit)
-        )
-
-    def _conditions(self, wanted: Filter) -> list[Any]:
-        table = self._jobs
-        # Objects inside others have none.
-        conditions: list[Any] = [table.c.position > 0]
-        if wanted.states:
-            # As parameters of their own: a Statement is text.
-            states = [literal(str(state)) for state in wanted.states]
-            conditions.append(table.c.state.in_(states))
-        if wanted.name is not None:
-            conditions.append(table.c.name.like(_like(wanted.name), escape="!"))
-        if wanted.since is not None:
-            conditions.append(table.c.updated_at >= _microseconds(wanted.since))
-        if wanted.until is not None:
-            conditions.append(table.c.updated_at < _microseconds(wanted.until))
-        if wanted.holder is not None:
-            conditions.append(table.c.holder.is_not(None))
-        return conditions
 
     def _rows(
         self, query: Any, parameters: dict[str, Any] | None = None
@@ -355,98 +287,4 @@ def nearest(word: str, known: Collection[str], *, most: int = 3) -> str:
         f"there {'is' if len(known) == 1 else 'are'} "
         + ", ".join(map(repr, some))
         + more
-    )
-
-
-_COLUMNS = (
-    "job_id",
-    "session_id",
-    "position",
-    "name",
-    "state",
-    "returncode",
-    "attempts",
-    "holder",
-    "lease_expires_at",
-    "request",
-    "revision",
-    "created_at",
-    "updated_at",
-)
-_INSTANTS = frozenset({"lease_expires_at", "created_at", "updated_at"})
-
-
-def _row(values: Sequence[Any]) -> JobRow:
-    read: list[Any] = [
-        _maybe(value) if column in _INSTANTS else value
-        for column, value in zip(_COLUMNS, values, strict=True)
-    ]
-    return JobRow(*read)
-
-
-def _maybe(microseconds: int | None) -> datetime | None:
-    return None if microseconds is None else instant(microseconds)
-
-
-def _microseconds(at: datetime) -> int:
-    return (at - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
-
-
-def _order(table: Any, column: Any, descending: bool) -> Sequence[Any]:
-    columns = [column, table.c.job_id] if column.name != "job_id" else [column]
-    return [c.desc() for c in columns] if descending else columns
-
-
-def _beyond(table: Any, column: Any, after: JobRow, descending: bool) -> list[Any]:
-    """Return conditions for what follows a row, of which the first is an index's."""
-    job_id = table.c.job_id
-    next_id = job_id < after.id if descending else job_id > after.id
-    if column.name == "job_id":
-        return [next_id]
-    value: Any = {
-        "position": after.position,
-        "name": after.name,
-        "state": after.state,
-        "created_at": _microseconds(after.created_at),
-        "updated_at": _microseconds(after.changed_at),
-    }[column.name]
-    # MariaDB uses no index for a comparison of pairs.
-    if descending:
-        return [column <= value, or_(column < value, next_id)]
-    return [column >= value, or_(column > value, next_id)]
-
-
-def _like(pattern: str) -> str:
-    """Return a LIKE pattern that lets through all that a shell's pattern does."""
-    like, i = [], 0
-    while i < len(pattern):
-        character = pattern[i]
-        i += 1
-        if character == "*":
-            like.append("%")
-        elif character == "?":
-            like.append("_")
-        elif character == "[" and (end := _end_of_class(pattern, i)):
-            like.append("_")
-            i = end + 1
-        else:
-            like.append(f"!{character}" if character in "%_!" else character)
-    return "".join(like)
-
-
-def _end_of_class(pattern: str, start: int) -> int:
-    """Return where the ``]`` of a class of characters stands, 0 if it has none."""
-    # As fnmatch has it: one that comes first is a member.
-    first = start + (pattern[start : start + 1] == "!")
-    return max(0, pattern.find("]", first + 1))
-
-
-def _is_held_by(holder: str | None, pattern: str) -> bool:
-    if holder is None:
-        return False
-    parsed = Holder.parse(holder)
-    if parsed is None:
-        return fnmatchcase(holder, pattern)
-    return fnmatchcase(f"{parsed.host}/{parsed.pid}", pattern) or fnmatchcase(
-        parsed.host, pattern
     )

@@ -157,8 +157,9 @@ class Schema:
                 for name in ("session_id", "state", "claimable_at", "position")
             ),
         )
+        self.order_index = f"ix_{table_name}_job_order"
         Index(
-            f"ix_{table_name}_job_order",
+            self.order_index,
             *(self.jobs.c[name] for name in ("session_id", "position", "job_id")),
         )
         self.transitions = Table(
@@ -228,12 +229,12 @@ class Schema:
         """The tables that migrations make."""
         return [self.sessions, self.jobs, self.transitions, self.ids]
 
-    @property
-    def claim_hint(self) -> str:
-        """What MySQL and MariaDB are told so that they use the claims' index."""
+    @staticmethod
+    def hint(index: str) -> str:
+        """Return what MySQL and MariaDB are told so that they use an index."""
         # As MySQL quotes names; SQLAlchemy and then the driver take a percent sign
         # for the beginning of a parameter.
-        quoted = self.claim_index.replace("`", "``").replace("%", "%%%%")
+        quoted = index.replace("`", "``").replace("%", "%%%%")
         return f"FORCE INDEX (`{quoted}`)"
 
     # Statements about objects, built once

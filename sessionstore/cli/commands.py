@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from sessionstore.cli import looking
+from sessionstore.cli import changing, following, looking, pruning, showing, summing
 from sessionstore.cli.application import add, app
 
 __all__ = ["app"]
 
 add(looking.sessions, shared=("url", "json"))
 add(looking.ls)
+add(showing.show)
+add(showing.history)
+add(summing.stats)
+add(following.watch)
+add(following.tail)
+for change in changing.CHANGES:
+    add(changing.changing(change), name=change.name)
+add(pruning.prune)

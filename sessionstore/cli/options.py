@@ -10,7 +10,8 @@ from typing import Annotated
 import typer
 
 from sessionstore.cli.common import UsageError
-from sessionstore.listing import Filter, Listing, nearest
+from sessionstore.listing import Listing, nearest
+from sessionstore.pages import Filter
 from sessionstore.task import State
 
 __all__ = ["Holder", "Name", "Since", "States", "Until", "filter_of", "words_among"]

@@ -63,12 +63,13 @@ def complain(message: str) -> None:
 
 def duration(seconds: float) -> str:
     """Return a length of time as people say it, in its two largest units."""
+    if abs(seconds) < 1:
+        return f"{seconds * 1000:.0f}ms"
     if seconds < 10:
-        return f"{seconds:.3g}s"
+        return f"{seconds:.1f}s"
     whole = round(seconds)
-    units = [("d", 86400), ("h", 3600), ("m", 60), ("s", 1)]
     said: list[str] = []
-    for unit, size in units:
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
         if whole >= size or said:
             said.append(f"{whole // size}{unit}")
             whole %= size

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sessionstore.holder import Holder
-from sessionstore.listing import JobRow
+from sessionstore.pages import JobRow
 
 __all__ = ["COLUMNS", "held_by", "row_of"]
 

@@ -1,0 +1,85 @@
+"""The command that removes what is long over."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+from typing import Annotated
+
+import typer
+
+from sessionstore.cli.changing import DryRun, Yes, agreed
+from sessionstore.cli.common import Common
+from sessionstore.cli.options import moment
+from sessionstore.cli.rows import row_of
+from sessionstore.errors import NotFoundError
+from sessionstore.listing import Listing
+from sessionstore.pages import Filter, JobRow
+from sessionstore.session import SessionStore
+from sessionstore.task import State
+
+__all__ = ["prune"]
+
+#: Tasks that are removed in one transaction.
+BATCH = 100
+
+
+def prune(
+    common: Common,
+    older_than: Annotated[
+        str,
+        typer.Option(
+            "--older-than",
+            metavar="TIME",
+            show_default=False,
+            help="Last changed before then: 30d, 12h ago, or a time (UTC).",
+        ),
+    ],
+    yes: Yes = False,
+    dry_run: DryRun = False,
+) -> int:
+    """Remove TERMINATED tasks and their history for good, in batches.
+
+    What is inside them goes too; they are unpickled to find it.
+    """
+    output = common.output
+    with common.opened() as (session, listing, session_id):
+        until = moment(listing, older_than, "--older-than")
+        wanted = Filter([State.TERMINATED], until=until)
+        rows = listing.jobs(session_id, wanted)
+        if dry_run:
+            output.rows(("id", "changed", "name"), map(row_of, rows))
+            return 0
+        number = listing.count(session_id, wanted)
+        if not number:
+            output.say("there is no task to remove")
+            return 0
+        tasks = f"{number} finished task{'s' if number > 1 else ''}"
+        if not agreed(f"remove {tasks} of {session.name!r}?", yes):
+            return 1
+        removed = 0
+        with output.progress("remove", number) as step:
+            while batch := [*islice(rows, BATCH)]:
+                removed += _remove(session, listing, batch)
+                for _ in batch:
+                    step()
+        if output.as_json:
+            output.rows(["removed"], [{"removed": removed}])
+        else:
+            output.line(f"removed: {removed}")
+    return 0
+
+
+def _remove(session: SessionStore, listing: Listing, rows: Sequence[JobRow]) -> int:
+    """Remove those that are still as they were, and return their number."""
+    try:
+        with session.transaction():
+            unchanged = listing.lock(rows)
+            for row in unchanged:
+                session.remove(row.id)
+            return len(unchanged)
+    except NotFoundError:
+        if len(rows) == 1:
+            return 0
+        # One was inside another that was removed with it: one by one, then.
+        return sum(_remove(session, listing, [row]) for row in rows)
