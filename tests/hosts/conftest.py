@@ -30,13 +30,32 @@ Environment=DAEMON_EXAMPLE_ATTEMPTS=20 DAEMON_EXAMPLE_GRACE=0
 class Hosts:
     """Some hosts on one network, with one database, and what their commands wrote."""
 
-    def __init__(self, folder: Path, network: Network, session: SessionStore) -> None:
-        self.network = network
-        self.session = session
-        self.hosts: dict[str, Host] = {}
+    def __init__(self, stack: ExitStack, folder: Path, options: str, more: str) -> None:
+        self._stack = stack
+        self._folder = folder
+        self._more = more
+        self.network = stack.enter_context(Network())
+        server = servers.start_postgresql(f"{self.network.ADDRESS}/24")
+        stack.callback(server.stop)
+        self.session = stack.enter_context(SessionStore(server.url))
+        self._url = server.url.replace("127.0.0.1", self.network.ADDRESS) + options
         self.marks = folder / "marks"
         self.marks.mkdir()
         self.marks.chmod(0o777)
+        self.hosts: dict[str, Host] = {}
+        for name in NAMES:
+            self.boot(name)
+
+    def boot(self, name: str) -> None:
+        """Boot a host, for the first time or again."""
+        files, binds = installed(self._more)
+        files["etc/hostname"] = f"{name}\n"
+        files["etc/daemon-example.env"] = f"DAEMON_EXAMPLE_STORE='{self._url}'\n"
+        files[f"etc/systemd/system/{UNIT}.d/test.conf"] = DROPIN
+        binds[self.marks] = MARKS
+        box = Box(self._folder / name, files, binds, has_network=True)
+        self.hosts[name] = Host(self._stack.enter_context(box), self._url)
+        self.network.connect(box, name, NAMES.index(name) + 2)
 
     def add(self, text: str) -> int:
         """Add a task whose command tells in a file when it begins and ends."""
@@ -52,9 +71,9 @@ class Hosts:
         """Return what a task's commands have written."""
         return lines(self.marks / self.session.load(id_).jobname)
 
-    def ran_on(self, id_: int) -> set[str]:
-        """Return the hosts on which a task's commands began."""
-        return {line.host for line in self.written(id_)}
+    def ran_on(self, id_: int) -> list[str]:
+        """Return the hosts on which a task's commands began, in order."""
+        return [line.host for line in self.written(id_) if line.what == "begin"]
 
     def lease_ends_at(self, id_: int) -> float:
         """Return the instant at which a task's lease runs out, in seconds."""
@@ -86,23 +105,4 @@ def make_hosts(tmp_path: Path) -> Iterator[Callable[..., Hosts]]:
     if servers.postgresql_binary("initdb") is None:
         pytest.skip("there is no PostgreSQL")
     with ExitStack() as stack:
-
-        def make(options: str = "", more: str = "") -> Hosts:
-            network = stack.enter_context(Network())
-            server = servers.start_postgresql(f"{network.ADDRESS}/24")
-            stack.callback(server.stop)
-            session = stack.enter_context(SessionStore(server.url))
-            made = Hosts(tmp_path, network, session)
-            url = server.url.replace("127.0.0.1", network.ADDRESS) + options
-            for name in NAMES:
-                files, binds = installed(more)
-                files["etc/hostname"] = f"{name}\n"
-                files["etc/daemon-example.env"] = f"DAEMON_EXAMPLE_STORE='{url}'\n"
-                files[f"etc/systemd/system/{UNIT}.d/test.conf"] = DROPIN
-                binds[made.marks] = MARKS
-                box = Box(tmp_path / name, files, binds, has_network=True)
-                made.hosts[name] = Host(stack.enter_context(box), url)
-                network.connect(box, name)
-            return made
-
-        yield make
+        yield lambda options="", more="": Hosts(stack, tmp_path, options, more)

@@ -24,7 +24,6 @@ class Network:
 
     def __init__(self) -> None:
         self._before: int
-        self._names: list[str] = []
 
     def __enter__(self) -> Network:
         self._before = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
@@ -44,13 +43,13 @@ class Network:
         _checked(_LIBC.setns(self._before, _CLONE_NEWNET))
         os.close(self._before)
 
-    def connect(self, box: Box, name: str) -> None:
-        """Join a box by a cable that has a name."""
-        self._names.append(name)
+    def connect(self, box: Box, name: str, number: int) -> None:
+        """Join a box by a cable that has a name, and give it an address."""
+        # There may be one that led to a box that has ended.
+        subprocess.run(["ip", "link", "delete", name], capture_output=True, check=False)
         _ip(f"link add {name} type veth peer name eth0 netns {box.pid}")
         _ip(f"link set {name} master switch up")
-        address = f"10.77.0.{len(self._names) + 1}/24"
-        box.run("ip", "address", "add", address, "dev", "eth0")
+        box.run("ip", "address", "add", f"10.77.0.{number}/24", "dev", "eth0")
         box.run("ip", "link", "set", "eth0", "up")
 
     def cut(self, name: str) -> None:

@@ -1,7 +1,7 @@
 """What a task's history says, held against what its commands really did.
 
-Each command appends lines to its task's file: its host, its PID, the time in
-nanoseconds, and "begin", "beat" or "end".
+Each command appends lines to its task's file: its host, when it began, when this is,
+both in nanoseconds, and "begin", "beat" or "end".
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from sessionstore import State, Transition
 
 #: The shell's commands that write such lines, to the file that is ``$0``.
 SHELL = """
-host=$(hostname)
-mark() { echo "$host $$ $(date +%s%N) $1" >>"$0"; }
+run="$(hostname) $(date +%s%N)"
+mark() { echo "$run $(date +%s%N) $1" >>"$0"; }
 """
 _LEGAL = {
     None: "NEW",
@@ -34,21 +34,21 @@ class Line:
     """What a command wrote."""
 
     host: str
-    pid: int
+    began_at: int
     at: int
     what: str
 
     @property
     def run(self) -> tuple[str, int]:
         """Which run of the task it is of."""
-        return self.host, self.pid
+        return self.host, self.began_at
 
 
 def lines(file: Path) -> list[Line]:
     """Return what the commands of a task have written, in order."""
     whole = [line for line in file.read_text().splitlines(True) if line[-1] == "\n"]
     words = [line.split() for line in whole]
-    return [Line(host, int(pid), int(at), what) for host, pid, at, what in words]
+    return [Line(host, int(began), int(at), what) for host, began, at, what in words]
 
 
 def problems(history: Sequence[Transition], written: Sequence[Line]) -> Iterator[str]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import pytest
 
-from sessionstore import State
+from sessionstore import State, Transition
 from tests.daemon.conftest import all_ended, until
 from tests.hosts.conftest import MARKS, Hosts
 from tests.systemd.host import UNIT
@@ -18,13 +19,14 @@ SHORT = "sleep .2"
 IMPATIENT = "&tcp_user_timeout=2000&connect_timeout=2"
 
 
-def cut_off_and_come_back(hosts: Hosts, is_told: bool = False) -> dict[int, float]:
-    """Let the first host be cut off from its two tasks, until others have them.
+def lost(hosts: Hosts, id_: int) -> Transition:
+    """Return how a task was taken from its first holder."""
+    history = hosts.session.history(id_)
+    return next(entry for entry in history if entry.to_state is State.UNKNOWN)
 
-    Return the IDs of the two, when all tasks have ended, with the end of its leases.
-    ``is_told`` says that its daemon has to notice that it is cut off.
-    """
-    session = hosts.session
+
+def set_to_work(hosts: Hosts) -> list[int]:
+    """Have the first host begin two long tasks, which it returns, and all many more."""
     one, *others = hosts.hosts.values()
     one.box.systemctl("start", UNIT)
     ids = [hosts.add(LONG), hosts.add(LONG)]
@@ -33,15 +35,26 @@ def cut_off_and_come_back(hosts: Hosts, is_told: bool = False) -> dict[int, floa
         host.box.systemctl("start", UNIT)
     for _ in range(20):
         hosts.add(SHORT)
+    return ids
+
+
+def cut_off_and_come_back(hosts: Hosts, is_told: bool = False) -> dict[int, float]:
+    """Let the first host be cut off from its two tasks, until others have them.
+
+    Return the IDs of the two, when all tasks have ended, with the end of its leases.
+    ``is_told`` says that its daemon has to notice that it is cut off.
+    """
+    session, one = hosts.session, hosts.hosts["one"]
+    ids = set_to_work(hosts)
     hosts.network.cut("one")
-    assert [hosts.ran_on(id_) for id_ in ids] == [{"one"}, {"one"}]
+    assert [hosts.ran_on(id_) for id_ in ids] == [["one"], ["one"]]
     ends = {id_: hosts.lease_ends_at(id_) for id_ in ids}
     if is_told:
         until(lambda: one.show("StatusText").startswith("waiting: "))
     # Its daemon alone is left, though it cannot be heard of, nor hear, that they
     # are another's.
     until(lambda: hosts.processes("one") == 1)
-    until(lambda: all(len(hosts.ran_on(id_)) == 2 for id_ in ids))
+    until(lambda: all(len(hosts.ran_on(id_)) > 1 for id_ in ids))
     hosts.network.mend("one")
 
     def has_new_work() -> bool:
@@ -68,17 +81,29 @@ def test_no_task_is_lost_or_has_two_holders(
     assert hosts.problems() == {}
     said = "\n".join(hosts.hosts["one"].said())
     for id_, lease_ended_at in ends.items():
-        lost = [
-            entry
-            for entry in hosts.session.history(id_)
-            if entry.to_state is State.UNKNOWN
-        ]
-        assert len(lost) == 1
-        assert "the lease of one/" in lost[0].info
+        assert lost(hosts, id_).info.startswith("the lease of one/")
         assert f"task {id_} is held by" in said
         assert "stop working on it, and claim new work" in said
         last = max(line.at for line in hosts.written(id_) if line.host == "one")
         assert last / 1e9 < lease_ended_at
+
+
+def test_tasks_of_a_host_that_vanishes_are_run_by_others(
+    make_hosts: Callable[..., Hosts],
+) -> None:
+    """G6: when its leases run out, or when it was booted and finds that it has none."""
+    hosts = make_hosts()
+    ids = set_to_work(hosts)
+    hosts.network.cut("one")
+    hosts.hosts["one"].box.end()
+    hosts.boot("one")
+    hosts.hosts["one"].box.systemctl("start", UNIT)
+    until(lambda: all(len(hosts.ran_on(id_)) > 1 for id_ in ids))
+    (hosts.marks / "go").touch()
+    until(lambda: all_ended(hosts.session))
+    assert hosts.problems() == {}
+    for id_ in ids:
+        assert re.match("(the lease of|its holder) one/", lost(hosts, id_).info)
 
 
 def test_without_tokens_a_task_would_have_two_holders(

@@ -93,7 +93,7 @@ class Box:
         try:
             self._start()
         except BaseException:
-            self._end()
+            self.end()
             raise
         return self
 
@@ -103,7 +103,7 @@ class Box:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._end()
+        self.end()
 
     @property
     def root(self) -> Path:
@@ -136,6 +136,24 @@ class Box:
         """Have it end as a host does, each of its units in turn."""
         self.systemctl("exit")
         self._process.wait(self.BOUND)
+
+    def end(self) -> None:
+        """End all that is in it at once, and remove its cgroups."""
+        # With PID 1 the kernel ends all that are in its PID namespace; unshare(1) waits
+        # for it.
+        if self.pid and self._process.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)
+        else:
+            self._process.kill()
+        self._process.wait(self.BOUND)
+        deadline = time.monotonic() + self.BOUND
+        while self.cgroup.exists():
+            # Deepest first; they are busy until the last process was reaped.
+            for path, _, _ in os.walk(self.cgroup, topdown=False):
+                with suppress(OSError):
+                    os.rmdir(path)
+            assert time.monotonic() < deadline, f"{self.cgroup} does not get empty"
+            time.sleep(0.01)
 
     def journal(self, *words: str) -> str:
         """Return what its journal has."""
@@ -196,21 +214,3 @@ class Box:
         start = self.popen("systemctl", "start", "systemd-journald.service")
         start.communicate(timeout=self.BOUND)
         return start.returncode == 0
-
-    def _end(self) -> None:
-        """End all that is in it, and remove its cgroups."""
-        # With PID 1 the kernel ends all that are in its PID namespace; unshare(1) waits
-        # for it.
-        if self.pid and self._process.poll() is None:
-            os.kill(self.pid, signal.SIGKILL)
-        else:
-            self._process.kill()
-        self._process.wait(self.BOUND)
-        deadline = time.monotonic() + self.BOUND
-        while self.cgroup.exists():
-            # Deepest first; they are busy until the last process was reaped.
-            for path, _, _ in os.walk(self.cgroup, topdown=False):
-                with suppress(OSError):
-                    os.rmdir(path)
-            assert time.monotonic() < deadline, f"{self.cgroup} does not get empty"
-            time.sleep(0.01)
