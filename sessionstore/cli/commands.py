@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from sessionstore.cli import changing, following, looking, pruning, showing, summing
+from sessionstore.cli import (
+    changing,
+    following,
+    looking,
+    mending,
+    pruning,
+    showing,
+    summing,
+)
 from sessionstore.cli.application import add, app
 
 __all__ = ["app"]
@@ -17,3 +25,5 @@ add(following.tail)
 for change in changing.CHANGES:
     add(changing.changing(change), name=change.name)
 add(pruning.prune)
+add(mending.doctor, shared=("url", "json"))
+add(mending.migrate, shared=("url",))

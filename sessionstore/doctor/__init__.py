@@ -1,0 +1,52 @@
+"""Examines a store: what is wrong, why it matters, and what mends it.
+
+>>> from sessionstore import SessionStore, Task
+>>> from sessionstore.doctor import examine
+>>> session = SessionStore("sqlite:///tasks.db")
+>>> id_ = session.add(Task("count"))
+>>> {finding.level.value for finding in examine(session.store)}
+{'ok'}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sessionstore.doctor import files, holders, ids, payloads, rows, server, tables
+from sessionstore.doctor.finding import Finding, Level, Patient
+from sessionstore.doctor.look import looking
+from sessionstore.errors import SessionStoreError
+from sessionstore.sql import SqlStore
+
+__all__ = ["Finding", "Level", "examine"]
+
+_ALWAYS = (server.check, files.check, tables.check)
+#: Those that can be made only where the tables fit.
+_OF_WHAT_IS_KEPT = (ids.check, rows.check, holders.check, payloads.check)
+
+
+def examine(store: SqlStore) -> Iterator[Finding]:
+    """Make all checks, one after the other; nothing is changed but by ``mend``.
+
+    Reading payloads runs what unpickling them runs.  A row that is written meanwhile
+    may be seen half-way; what is really wrong shows the next time too.
+    """
+    try:
+        with looking(store) as connection:
+            patient = Patient(store, connection)
+            fits = True
+            for check in _ALWAYS:
+                for finding in check(patient):
+                    fits &= finding.level is not Level.WRONG or check != tables.check
+                    yield finding
+            if fits:
+                for check in _OF_WHAT_IS_KEPT:
+                    yield from check(patient)
+    except SessionStoreError as error:
+        yield Finding(
+            "database",
+            Level.WRONG,
+            str(error),
+            "nothing can be read or written",
+            "see that the database runs and that the URL is right",
+        )

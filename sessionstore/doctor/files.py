@@ -1,0 +1,157 @@
+"""A SQLite database's files: their mode, their place, and whether they are whole."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+from sessionstore.doctor.finding import Finding, Level, Patient
+from sessionstore.doctor.look import looking, sqlite_file
+
+__all__ = ["check"]
+
+#: File systems of other hosts: sqlite.org/wal.html says that WAL does not work there.
+_OF_OTHER_HOSTS = (
+    *("9p", "afs", "beegfs", "ceph", "cifs", "fuse.sshfs", "gfs2", "glusterfs"),
+    *(
+        "gpfs",
+        "lustre",
+        "ncpfs",
+        "nfs",
+        "nfs4",
+        "ocfs2",
+        "smb",
+        "smb2",
+        "smb3",
+        "smbfs",
+    ),
+)
+#: Bytes of a -wal that is not written back; SQLite does so from 4 MiB on.
+LARGE_WAL = 64 * 2**20
+
+
+def check(patient: Patient) -> Iterator[Finding]:
+    """Look at the files, if it is a SQLite database."""
+    path = sqlite_file(patient.store)
+    if path is None:
+        return
+    yield _journal(patient)
+    yield _synchronous(patient)
+    yield _mode(path)
+    yield _place(path)
+    yield _whole(patient)
+    yield _wal(patient, path)
+
+
+def _pragma(patient: Patient, pragma: str) -> object:
+    return patient.connection.exec_driver_sql(f"PRAGMA {pragma}").scalar()
+
+
+def _journal(patient: Patient) -> Finding:
+    mode = str(_pragma(patient, "journal_mode"))
+    if mode == "wal":
+        return Finding("journal mode", Level.OK, mode)
+    return Finding(
+        "journal mode",
+        Level.WRONG,
+        f"it is {mode}, not wal",
+        "readers and writers keep each other waiting",
+        "PRAGMA journal_mode = WAL",
+        # What every store does as it opens the file.
+        lambda: patient.store._objects.database.read(lambda kept: None),
+    )
+
+
+def _synchronous(patient: Patient) -> Finding:
+    given = str(patient.store._recipe["synchronous"]).upper()
+    if given in {"FULL", "EXTRA"}:
+        return Finding("synchronous", Level.OK, given)
+    return Finding(
+        "synchronous",
+        Level.WRONG,
+        f"the store is opened with synchronous={given}",
+        "a power cut may take what was acknowledged",
+        "leave the option out",
+    )
+
+
+def _mode(path: Path) -> Finding:
+    files = [path.with_name(path.name + end) for end in ("", "-wal", "-shm")]
+    shared = [
+        file
+        for file in files
+        if file.exists() and stat.S_IMODE(file.stat().st_mode) & 0o077
+    ]
+    if not shared:
+        return Finding("file mode", Level.OK, f"{path} is its owner's only")
+
+    def close_to_others() -> None:
+        for file in shared:
+            os.chmod(file, stat.S_IMODE(file.stat().st_mode) & 0o700)
+
+    names = " ".join(map(str, shared))
+    return Finding(
+        "file mode",
+        Level.WRONG,
+        f"others may use {names}",
+        "who can write payloads can run code in what reads them",
+        f"chmod go= {names}",
+        close_to_others,
+    )
+
+
+def _place(path: Path) -> Finding:
+    real = path.resolve()
+    mounts = psutil.disk_partitions(all=True)
+    under = [mount for mount in mounts if real.is_relative_to(mount.mountpoint)]
+    if not under:
+        return Finding("file system", Level.OK, "unknown")
+    mount = max(under, key=lambda mount: len(mount.mountpoint))
+    if mount.fstype not in _OF_OTHER_HOSTS:
+        return Finding("file system", Level.OK, mount.fstype)
+    return Finding(
+        "file system",
+        Level.WRONG,
+        f"{mount.mountpoint} is of type {mount.fstype}, which hosts share",
+        "SQLite's WAL works within one host, and its locks may not work at all",
+        f"sessionstore copy sqlite:///{path} to a local disk, or to PostgreSQL",
+    )
+
+
+def _whole(patient: Patient) -> Finding:
+    said = patient.connection.exec_driver_sql("PRAGMA integrity_check(3)").scalars()
+    problems = [" ".join(str(line).split()) for line in said]
+    if problems == ["ok"]:
+        return Finding("integrity", Level.OK, "ok")
+    return Finding(
+        "integrity",
+        Level.WRONG,
+        "; ".join(problems),
+        "rows may be lost or told wrong",
+        "stop all writers, then: sqlite3 FILE .recover | sqlite3 NEWFILE",
+    )
+
+
+def _wal(patient: Patient, path: Path) -> Finding:
+    wal = path.with_name(path.name + "-wal")
+    size = wal.stat().st_size if wal.exists() else 0
+    if size <= LARGE_WAL:
+        return Finding("write-ahead log", Level.OK, f"{size / 2**20:.1f} MiB")
+
+    def write_back() -> None:
+        # Mended later, perhaps, than that connection lasts.
+        with looking(patient.store) as connection:
+            connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    return Finding(
+        "write-ahead log",
+        Level.WRONG,
+        f"{wal} has grown to {size / 2**20:.0f} MiB",
+        "a reader that never ends keeps it from being written back; all get slower",
+        "end that program, then: PRAGMA wal_checkpoint(TRUNCATE)",
+        write_back,
+    )

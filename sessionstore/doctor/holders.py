@@ -1,0 +1,50 @@
+"""Claims of holders that are gone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sqlalchemy import select
+
+from sessionstore.clock import Now
+from sessionstore.doctor.finding import Finding, Level, Patient, some
+from sessionstore.holder import Holder
+
+__all__ = ["check"]
+
+#: IDs that a line names.
+SHOWN = 5
+
+
+def check(patient: Patient) -> Iterator[Finding]:
+    """Look for leases that ran out, and holders of this host that are gone."""
+    if not patient.has_sessions:
+        return
+    jobs = patient.schema.jobs
+    [[now]] = patient.connection.execute(select(Now()))
+    expired, orphaned = [], []
+    held = select(jobs.c.job_id, jobs.c.holder, jobs.c.lease_expires_at)
+    for id_, holder, lease_expires_at in patient.connection.execute(
+        held.where(jobs.c.holder.is_not(None)).order_by(jobs.c.job_id)
+    ):
+        parsed = Holder.parse(holder)
+        if parsed is not None and parsed.is_gone():
+            orphaned.append(id_)
+        elif lease_expires_at <= now:
+            expired.append(id_)
+    yield _finding("leases", "leases that ran out", expired)
+    yield _finding("holders", "tasks whose holder on this host is gone", orphaned)
+
+
+def _finding(check: str, what: str, ids: list[int]) -> Finding:
+    if not ids:
+        return Finding(check, Level.OK, "none is left behind")
+    return Finding(
+        check,
+        Level.WRONG,
+        f"{what}: {some(ids[:SHOWN], len(ids))}",
+        "nobody works on them until somebody recovers them",
+        # Not ours to do: commands that the holder left behind may still run, and only
+        # its program knows how to end them.
+        "start a daemon of that session, or call session.recover()",
+    )

@@ -1,0 +1,48 @@
+"""Where the next block of IDs begins."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sqlalchemy import func, insert, select, update
+
+from sessionstore.doctor.finding import Finding, Level, Patient
+
+__all__ = ["check"]
+
+
+def check(patient: Patient) -> Iterator[Finding]:
+    """Compare it with the largest ID."""
+    schema, connection = patient.schema, patient.connection
+    if not patient.has_sessions and not schema.has_ids(connection):
+        return
+    largest = connection.execute(select(func.max(schema.objects.c.id))).scalar() or 0
+    following = connection.execute(
+        select(schema.ids.c.next_id).where(schema.ids.c.id == 1)
+    ).scalar()
+    if following is not None and following > largest:
+        yield Finding("IDs", Level.OK, f"the next block begins at {following}")
+        return
+
+    def move_on() -> None:
+        with patient.store.transaction() as writing:
+            after = select(func.coalesce(func.max(schema.objects.c.id), 0) + 1)
+            [first] = writing.execute(after).scalars()
+            moved = writing.execute(
+                update(schema.ids)
+                .where(schema.ids.c.id == 1, schema.ids.c.next_id < first)
+                .values(next_id=first)
+            )
+            if following is None and moved.rowcount == 0:
+                writing.execute(insert(schema.ids).values(id=1, next_id=first))
+
+    yield Finding(
+        "IDs",
+        Level.WRONG,
+        f"the next block begins at {following}, and there is an ID {largest}"
+        if following is not None
+        else f"the row of {schema.ids.name} is gone",
+        "should the newest objects be removed, their IDs would be given out again",
+        "sessionstore doctor --fix",
+        move_on,
+    )

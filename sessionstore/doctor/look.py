@@ -1,0 +1,54 @@
+"""A connection to look with, which leaves everything as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import quote
+
+from sqlalchemy import create_engine
+from sqlalchemy.engine import URL, Connection
+from sqlalchemy.pool import NullPool
+
+from sessionstore.errors import ConfigurationError
+from sessionstore.fork import protect
+from sessionstore.sql import SqlStore
+
+__all__ = ["looking", "sqlite_file"]
+
+
+@contextmanager
+def looking(store: SqlStore) -> Iterator[Connection]:
+    """Give a connection of its own to a store's database.
+
+    Not the store's: that one puts a SQLite file into the mode that it should be in.
+    """
+    database = store._objects.database
+    if database.connections.is_in_memory:
+        raise ConfigurationError("an in-memory database ends with its process")
+    engine = protect(
+        create_engine(
+            _as_it_is(store), poolclass=NullPool, isolation_level="AUTOCOMMIT"
+        )
+    )
+    with database.translated(), engine.connect() as connection:
+        yield connection
+
+
+def sqlite_file(store: SqlStore) -> Path | None:
+    """Return the file of a SQLite store, None for another one."""
+    url = store.url
+    if url.get_backend_name() != "sqlite" or not url.database:
+        return None
+    return Path(url.database.removeprefix("file:").partition("?")[0])
+
+
+def _as_it_is(store: SqlStore) -> URL:
+    path = sqlite_file(store)
+    if path is None:
+        return store.url
+    # A file that is not there must not be made.
+    return store.url.set(
+        database=f"file:{quote(str(path))}", query={"mode": "rw", "uri": "true"}
+    )

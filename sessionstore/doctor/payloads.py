@@ -1,0 +1,43 @@
+"""Payloads that cannot be read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+
+from sessionstore.doctor.finding import Finding, Level, Patient, some
+from sessionstore.errors import DecodeError
+from sessionstore.objects import PAGE
+from sessionstore.sql import SqlStore
+
+__all__ = ["check", "unreadable"]
+
+#: IDs that a line names.
+SHOWN = 5
+
+
+def check(patient: Patient) -> Iterator[Finding]:
+    """Read all objects."""
+    ids = [error.id for error in unreadable(patient.store)]
+    if not ids:
+        yield Finding("payloads", Level.OK, "all can be read")
+        return
+    yield Finding(
+        "payloads",
+        Level.WRONG,
+        f"{len(ids)} cannot be read: {some(ids[:SHOWN], len(ids))}",
+        "they are kept, and no program can work on them",
+        "sessionstore unreadable tells the reasons",
+    )
+
+
+def unreadable(store: SqlStore) -> Iterator[DecodeError]:
+    """Go through the objects of a store that cannot be read, and why.
+
+    In memory are the objects of one page at a time.
+    """
+    ids = store.iter_ids()
+    while page := [*islice(ids, PAGE)]:
+        for error in store._objects.load_many(page).errors.values():
+            if isinstance(error, DecodeError):
+                yield error

@@ -1,0 +1,120 @@
+"""The server: is it there, does it fit, and what does it limit?"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+from sqlalchemy import select
+
+from sessionstore.clock import Now
+from sessionstore.doctor.finding import Finding, Level, Patient
+
+__all__ = ["check"]
+
+#: The first release that has what claims are made with, SKIP LOCKED, or for SQLite
+#: what its driver of CPython 3.11 needs.
+_OLDEST = {
+    "postgresql": (9, 5),
+    "mysql": (8, 0, 1),
+    "mariadb": (10, 6),
+    "sqlite": (3, 7, 15),
+}
+#: Bytes; what every store promises to take.
+PAYLOAD = 64 * 2**20
+#: Seconds between this host's clock and the database's.
+APART = 5.0
+
+
+def check(patient: Patient) -> Iterator[Finding]:
+    """Look at the server, and at the driver that talks to it."""
+    yield _version(patient)
+    yield _driver(patient)
+    if patient.backend in {"mysql", "mariadb"}:
+        yield _packet_limit(patient)
+    if patient.backend != "sqlite":
+        yield _time_zone(patient)
+    yield _clock(patient)
+
+
+def _version(patient: Patient) -> Finding:
+    dialect = patient.connection.dialect
+    found = dialect.server_version_info or ()
+    name = "mariadb" if getattr(dialect, "is_mariadb", False) else dialect.name
+    # What follows the numbers of MariaDB's is text.
+    numbers = tuple(part for part in found if isinstance(part, int))
+    said = f"{name} {'.'.join(map(str, numbers))}"
+    oldest = _OLDEST.get(name)
+    if oldest is None or numbers >= oldest:
+        return Finding("server", Level.OK, said)
+    return Finding(
+        "server",
+        Level.WRONG,
+        f"{said} is older than {'.'.join(map(str, oldest))}",
+        "it has no SKIP LOCKED, so that no task can be claimed",
+        "upgrade the server",
+    )
+
+
+def _driver(patient: Patient) -> Finding:
+    driver = patient.connection.dialect.driver
+    if driver != "mysqldb":
+        return Finding("driver", Level.OK, driver)
+    return Finding(
+        "driver",
+        Level.NOTE,
+        "mysqlclient ends its parent's connection when a forked child ends",
+        "stores are safe from that, engines of your own are not",
+        "sessionstore.protect(engine), or the driver pymysql",
+    )
+
+
+def _packet_limit(patient: Patient) -> Finding:
+    limit = patient.connection.exec_driver_sql("SELECT @@max_allowed_packet").scalar()
+    mebibytes = f"max_allowed_packet is {int(limit or 0) / 2**20:g} MiB"
+    if limit and limit > PAYLOAD:
+        return Finding("packet limit", Level.OK, mebibytes)
+    return Finding(
+        "packet limit",
+        Level.NOTE,
+        mebibytes,
+        "an object whose pickle is larger cannot be saved",
+        "SET GLOBAL max_allowed_packet = 134217728, and in the server's configuration",
+    )
+
+
+def _time_zone(patient: Patient) -> Finding:
+    variable = "TimeZone" if patient.backend == "postgresql" else "time_zone"
+    if patient.backend == "postgresql":
+        zone = patient.connection.exec_driver_sql("SHOW TimeZone").scalar()
+    else:
+        zone = patient.connection.exec_driver_sql(
+            "SELECT IF(@@time_zone = 'SYSTEM', @@system_time_zone, @@time_zone)"
+        ).scalar()
+    if str(zone) in {"UTC", "Etc/UTC", "GMT", "+00:00"}:
+        return Finding("time zone", Level.OK, f"{variable} is {zone}")
+    return Finding(
+        "time zone",
+        Level.NOTE,
+        f"{variable} is {zone}",
+        "the store's own times are UTC whatever it is; in columns of your own, what "
+        "the server calls now is that zone's",
+        "set it to UTC, if those are compared",
+    )
+
+
+def _clock(patient: Patient) -> Finding:
+    before = time.time()
+    now = patient.connection.execute(select(Now())).scalar_one() / 1e6
+    after = time.time()
+    apart = max(before - now, now - after, 0.0)
+    said = f"this host's clock is {apart:.1f} s from the database's"
+    if apart <= APART:
+        return Finding("clock", Level.OK, said)
+    return Finding(
+        "clock",
+        Level.WRONG,
+        said,
+        "leases go by the database's, but logs and histories tell different times",
+        "timedatectl set-ntp true",
+    )

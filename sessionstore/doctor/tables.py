@@ -1,0 +1,93 @@
+"""The tables: their version, and whether the object table fits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from sqlalchemy import inspect
+
+from sessionstore.doctor.finding import Finding, Level, Patient
+from sessionstore.errors import SchemaError
+from sessionstore.schema import CURRENT_VERSION
+from sessionstore.sql import SqlStore
+
+__all__ = ["check", "migrate"]
+
+
+def check(patient: Patient) -> Iterator[Finding]:
+    """Compare the tables with what this release expects."""
+    yield from _columns(patient)
+    yield _version(patient)
+
+
+def _columns(patient: Patient) -> Iterator[Finding]:
+    schema, connection = patient.schema, patient.connection
+    try:
+        schema.check_columns(connection)
+    except SchemaError as error:
+        yield Finding(
+            "table",
+            Level.WRONG,
+            str(error),
+            "no object can be read",
+            "ALTER TABLE, or #table=NAME at the URL's end for another one",
+        )
+        return
+    columns = {
+        column["name"]: column["type"]
+        for column in inspect(connection).get_columns(schema.name)
+    }
+    kind = type(columns["data"]).__name__.upper()
+    if patient.backend in {"mysql", "mariadb"} and kind != "LONGBLOB":
+        quoted = connection.dialect.identifier_preparer.quote(schema.name)
+        yield Finding(
+            "table",
+            Level.WRONG,
+            f"the column data is a {kind}",
+            "it holds less than 64 MiB: a larger object cannot be saved",
+            f"ALTER TABLE {quoted} MODIFY data LONGBLOB",
+        )
+    else:
+        yield Finding("table", Level.OK, schema.name)
+
+
+def _version(patient: Patient) -> Finding:
+    version = patient.schema.version_in(patient.connection)
+    if version == CURRENT_VERSION:
+        return Finding("schema version", Level.OK, version)
+    if version is None:
+        return Finding(
+            "schema version",
+            Level.NOTE,
+            "there are no tables for sessions",
+            "objects can be kept here, tasks of a session cannot",
+            "sessionstore migrate",
+        )
+    if version > CURRENT_VERSION:
+        return Finding(
+            "schema version",
+            Level.WRONG,
+            f"it is {version}, and this release knows {CURRENT_VERSION}",
+            "what a newer release keeps cannot be written by an older one",
+            "pip install --upgrade sessionstore",
+        )
+    return Finding(
+        "schema version",
+        Level.WRONG,
+        f"it is {version}, of which {CURRENT_VERSION} is the newest",
+        "what opens the store without creating tables may find some missing",
+        "sessionstore migrate",
+        lambda: migrate(patient.store),
+    )
+
+
+def migrate(store: SqlStore) -> None:
+    """Bring the tables up to date, or make those that sessions need.
+
+    Raises SchemaError where they are of a newer release, or do not fit.
+    """
+    # A store that may not create anything does not migrate either.
+    recipe: dict[str, Any] = {**store._recipe, "create": True}
+    with SqlStore(**recipe) as creating:
+        creating._objects.prepare()
