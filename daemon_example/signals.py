@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import signal
+from contextlib import suppress
 
 
 class Signals:
@@ -13,7 +14,7 @@ class Signals:
     def __init__(self, *numbers: signal.Signals) -> None:
         self._noted: list[int] = []
         # Python writes to the pipe itself, so that a signal that comes just before
-        # the wait ends it too.
+        # a wait ends it too, our own or the session's.
         self._reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         for number in numbers:
@@ -21,11 +22,12 @@ class Signals:
 
     def wait(self, timeout: float) -> None:
         """Return when a signal has come, or after ``timeout`` seconds."""
-        if select.select([self._reader], [], [], timeout)[0]:
-            os.read(self._reader, 4096)
+        select.select([self._reader], [], [], timeout)
 
     def take(self) -> list[int]:
         """Return the signals noted since the last call."""
+        with suppress(BlockingIOError):
+            os.read(self._reader, 4096)
         count = len(self._noted)
         taken, self._noted[:count] = self._noted[:count], []
         return taken

@@ -99,6 +99,7 @@ class Supervisor:
         store.remove(store.save(Persistable()))
         ready()
         notify(READY=1)
+        self._session.wait(0)  # from here on it misses nothing
         pause = IDLE
         while self._workers or self._ended or not self._is_stopping:
             try:

@@ -351,7 +351,9 @@ class SessionStore:
         The first call begins to watch, and each later one in the same thread reports
         what came since the one before.  A call may report what is no change to this
         session (on SQLite any change to the file is one), but misses none.  A renewal
-        or a claim is no change.  In the main thread a signal ends the wait early.
+        or a claim is no change.  In the main thread a signal ends the wait early; so
+        does one that came before, if its number is still to be read where
+        ``signal.set_wakeup_fd`` had Python write it.
 
         Raises StoreUnavailableError if the database cannot be asked, StoreError in a
         transaction.

@@ -117,6 +117,28 @@ def test_signal_ends_the_wait(session: SessionStore) -> None:
         os.close(writer)
 
 
+def test_signal_from_just_before_ends_the_wait(session: SessionStore) -> None:
+    """It came when its caller had looked already, and must not wait for the timeout."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    before = signal.signal(signal.SIGUSR1, lambda number, _: None)
+    old = signal.set_wakeup_fd(writer)
+    until_quiet(session)
+    try:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        started_at = time.monotonic()
+        assert session.wait(30) is False
+        assert time.monotonic() - started_at < 20
+        assert os.read(reader, 10) == bytes([signal.SIGUSR1])
+        assert session.wait(0.2) is False
+        assert time.monotonic() - started_at >= 0.2
+    finally:
+        signal.set_wakeup_fd(old)
+        signal.signal(signal.SIGUSR1, before)
+        os.close(reader)
+        os.close(writer)
+
+
 def test_handlers_exception_comes_through(session: SessionStore) -> None:
     """As from any call that waits."""
 
