@@ -55,7 +55,9 @@ def started(pid: int) -> float:
     It tells the process from a later one with the same PID, and unlike the time of
     day it stays the same when somebody sets the clock.
     """
-    return round(psutil.Process(pid).create_time() - psutil.boot_time(), 2)
+    # In this order: psutil 6 goes on adding the boot time that it has seen last.
+    booted_at = psutil.boot_time()
+    return round(psutil.Process(pid).create_time() - booted_at, 2)
 
 
 def host() -> str:

@@ -21,7 +21,6 @@ from daemon_example.worker import end_commands, ending, work
 from sessionstore import (
     Claim,
     ConflictError,
-    DecodeError,
     LeaseLostError,
     Persistable,
     SessionStore,
@@ -114,7 +113,8 @@ class Supervisor:
                 pause = IDLE
             except (StoreUnavailableError, ConflictError, OSError) as error:
                 log.warning("waiting: %s", error)
-                # Who waits does not hang, and what workers keep would die with us.
+                # Who waits for a database does not hang: a restart would not bring it
+                # back, but end the workers, with the results that they keep for it.
                 notify(WATCHDOG=1, STATUS=f"waiting: {error}")
                 if self._is_stopping and not self._workers:
                     break  # what is left is for the next daemon to record
@@ -123,7 +123,7 @@ class Supervisor:
 
     def _recover(self) -> None:
         # What cannot be recovered now was logged, and is tried again.
-        with suppress(DecodeError, PermissionError, psutil.Error):
+        with suppress(PermissionError, psutil.Error):
             self._session.recover(
                 max_attempts=self._settings.attempts, reap=end_commands
             )

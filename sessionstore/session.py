@@ -66,9 +66,8 @@ class SessionStore:
         self.store = sql_store(store_or_url, create, store_options)
         self._identities = self.store._objects.identities
         self._index = Index(self.store._objects, name, create=create)
-        self._waiting = Waiting(
-            self._index.database, self._index.changes, self._index.id
-        )
+        self._seen = recovery.Seen()
+        self._waiting = Waiting(self._index)
 
     def __reduce__(self) -> tuple[Any, ...]:
         self.store._refuse_to_be_stored()
@@ -329,8 +328,9 @@ class SessionStore:
 
         ``reap`` is called with each task before it is free, to end what its holder
         has left running.  What it raises keeps that task, alone, as it is until the
-        next call, and is raised when the others are done.  So is DecodeError, for a
-        task that cannot be read to be reaped.
+        next call, and is raised when the others are done.  A task that cannot be read
+        (G7) cannot be reaped either, and becomes STOPPED, to be looked into.  What was
+        left of a lease at an earlier call is granted even if the clock is set forth.
         """
         return recovery.recover(self, max_attempts=max_attempts, reap=reap)
 
@@ -351,9 +351,8 @@ class SessionStore:
         The first call begins to watch, and each later one in the same thread reports
         what came since the one before.  A call may report what is no change to this
         session (on SQLite any change to the file is one), but misses none.  A renewal
-        or a claim is no change.  In the main thread a signal ends the wait early; so
-        does one that came before, if its number is still to be read where
-        ``signal.set_wakeup_fd`` had Python write it.
+        or a claim is no change.  In the main thread a signal ends the wait early, also
+        one that is still to be read where ``signal.set_wakeup_fd`` had it written.
 
         Raises StoreUnavailableError if the database cannot be asked, StoreError in a
         transaction.

@@ -18,10 +18,10 @@ from typing import Protocol
 from sqlalchemy import text
 
 from sessionstore import fork
-from sessionstore.changes import Changes
 from sessionstore.database import Database
 from sessionstore.dialects import Telling
 from sessionstore.errors import StoreError, StoreUnavailableError
+from sessionstore.index import Index
 from sessionstore.inherited import descriptor_of
 from sessionstore.kept import KeptConnection
 from sessionstore.statements import Statement
@@ -55,10 +55,9 @@ class Waiting:
     busy with what it saw before.
     """
 
-    def __init__(self, database: Database, changes: Changes, session_id: int) -> None:
-        self._database = database
-        self._changes = changes
-        self._session_id = session_id
+    def __init__(self, index: Index) -> None:
+        self._index = index
+        self._database = index.database
         self._data_version = Statement(text("PRAGMA data_version"))
         self._thread = _ThreadState()
 
@@ -101,13 +100,13 @@ class Waiting:
             return True
 
     def _begin(self) -> Watch:
-        database, session_id = self._database, self._session_id
+        database, index = self._database, self._index
         telling = database.settings.telling
         if telling is Telling.NOTIFY:
-            return _Listening(database, self._changes.channel(session_id))
+            return _Listening(database, index.changes.channel(index.id))
         if telling is Telling.COUNTER:
             return _Polling(
-                lambda: database.read(lambda k: self._changes.count(k, session_id)),
+                lambda: database.read(lambda k: index.changes.count(k, index.id)),
                 INTERVAL_OF_COUNTER,
             )
         return _Polling(lambda: database.read(self._look_at_file), INTERVAL_OF_FILE)

@@ -6,13 +6,15 @@ import dataclasses
 import os
 import signal
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
-from sqlalchemy import text
+from sqlalchemy import Engine, event, text
 
 from sessionstore import ConflictError, LeaseLostError, SessionStore, State, Task
 from sessionstore.holder import MAX_HOLDER, Holder
@@ -241,19 +243,129 @@ def test_task_that_could_not_be_reaped_is_not_claimable(
     assert [claim.id for claim in session.claim()] == [bad]
 
 
+@pytest.mark.parametrize("path", ["", "SUBMITTED", "SUBMITTED RUNNING TERMINATING"])
 def test_unreadable_task_is_not_recovered_unreaped(
-    session: SessionStore, other: SessionStore
+    session: SessionStore, other: SessionStore, path: str
 ) -> None:
-    """G6, G7: what it left running cannot be known; without a reaper it is freed."""
+    """G6, G7: what it left running cannot be known, so that it is STOPPED, once."""
+    id_, good = session.add_many([Task(), Task()])
+    old, _ = session.claim(2)
+    for state in path.split():
+        old.transition(state)
+    for held in (id_, good):
+        end_lease(session, held)
+    with session.transaction() as connection:
+        connection.execute(
+            text("UPDATE store SET data = :d WHERE id = :id"), {"d": b"junk", "id": id_}
+        )
+    reaped: list[int] = []
+
+    def recover() -> list[int]:
+        return other.recover(reap=lambda task: reaped.append(task.persistent_id))
+
+    assert sorted(recover()) == [id_, good]
+    assert (recover(), reaped) == ([], [good])
+    assert [claim.id for claim in other.claim(5)] == [good]
+    assert states(session, id_) == ["NEW", *path.split(), "UNKNOWN", "STOPPED"]
+    assert "cannot be read" in session.history(id_)[-1].info
+    with pytest.raises(LeaseLostError):
+        old.transition(State.UNKNOWN)
+    # Anybody may decide what becomes of it.
+    session.transition(id_, State.UNKNOWN, expect=State.STOPPED)
+    assert [claim.id for claim in other.claim(5)] == [id_]
+
+
+def test_unreadable_task_without_a_reaper_is_anybodys(session: SessionStore) -> None:
+    """G7: its state can be changed as any other's."""
     id_ = session.add(Task())
     session.claim()
     end_lease(session, id_)
     with session.transaction() as connection:
         connection.execute(text("UPDATE store SET data = :d"), {"d": b"junk"})
-    with pytest.raises(Exception, match="cannot be read"):
-        other.recover(reap=lambda task: None)
-    assert other.claim() == []
-    assert other.recover() == [id_]
+    assert session.recover() == [id_]
+    assert states(session, id_) == ["NEW", "UNKNOWN"]
+
+
+def test_what_keeps_failing_is_logged_once(
+    session: SessionStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    """For as long as it is the same; it is raised at each call."""
+    id_ = session.add(Task())
+    session.claim()
+    end_lease(session, id_)
+    problems = ["first", "first", "second", "second"]
+
+    def reap(task: Task) -> None:
+        raise PermissionError(problems.pop(0))
+
+    while problems:
+        with pytest.raises(PermissionError):
+            session.recover(reap=reap)
+    said = [r.getMessage() for r in caplog.records if r.levelname == "ERROR"]
+    assert said == [f"task {id_} stays claimed: {p}" for p in ("first", "second")]
+
+
+@pytest.fixture
+def set_clock(backend: str) -> Iterator[Callable[[float], None]]:
+    """Set the database's clock by some seconds, as connections opened later see it."""
+    offset = 0.0
+
+    def julianday(what: str) -> float:
+        return 2440587.5 + (time.time() + offset) / 86400
+
+    def configure(connection: Any, record: object) -> None:
+        if backend == "sqlite":
+            connection.create_function("julianday", 1, julianday)
+            return
+        with connection.cursor() as cursor:
+            if backend == "mariadb":
+                cursor.execute("SET timestamp = UNIX_TIMESTAMP() + %s", (offset,))
+                return
+            cursor.execute(
+                "CREATE OR REPLACE FUNCTION public.clock_timestamp() "
+                "RETURNS timestamptz LANGUAGE sql AS "
+                f"$$SELECT pg_catalog.clock_timestamp() + interval '{offset} s'$$"
+            )
+            cursor.execute("SET search_path = public, pg_catalog")
+        connection.commit()
+
+    def set_(seconds: float) -> None:
+        nonlocal offset
+        offset = seconds
+
+    event.listen(Engine, "connect", configure)
+    yield set_
+    event.remove(Engine, "connect", configure)
+
+
+def test_clock_that_is_set_ends_no_lease(
+    database_url: str,
+    set_clock: Callable[[float], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """G6: forth or back, its holder has as long to renew it as it had before."""
+    session, other = SessionStore(database_url), SessionStore(database_url)
+    id_ = session.add(Task())
+    [claim] = session.claim()
+    hand_to(session, id_, host="elsewhere")
+    assert other.recover() == []
+    began_at = claim.lease_expires_at
+    for seconds in (86_400.0, -86_400.0, 864_000.0):
+        set_clock(seconds)
+        for store in (session.store, other.store):
+            store.pre_fork()  # what is open has the old time
+        assert other.recover() == []
+        claim.renew()
+        moved = (claim.lease_expires_at - began_at).total_seconds()
+        assert abs(moved - seconds) < 600
+        assert other.recover() == other.claim() == []
+    set_clock(1_728_000.0)
+    other.store.pre_fork()
+    for later, recovered in ((50, []), (70, [id_])):
+        clock = SimpleNamespace(monotonic=lambda later=later: time.monotonic() + later)
+        monkeypatch.setattr("sessionstore.recovery.time", clock)
+        assert other.recover() == recovered
+    assert states(session, id_) == ["NEW", "UNKNOWN"]
 
 
 def test_lease_renewed_meanwhile_is_kept(

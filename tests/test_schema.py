@@ -10,7 +10,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import create_engine, inspect, text
+from sqlalchemy import MetaData, create_engine, inspect, text
 
 import sessionstore
 from sessionstore import SchemaError, SessionStore, SqlStore, Task
@@ -56,13 +56,28 @@ def test_many_processes_create_the_tables_at_once(
 
 def test_newer_schema_is_refused(database_url: str) -> None:
     """A SchemaError tells to upgrade, and nothing is changed."""
-    SqlStore(database_url).save(Task())
+    SessionStore(database_url).add(Task())
     engine = create_engine(database_url)
     with engine.begin() as connection:
         connection.execute(text("UPDATE store_version SET version_num = '9999'"))
-    engine.dispose()
-    with pytest.raises(SchemaError, match="upgrade"):
-        SessionStore(database_url)
+        connection.execute(text("ALTER TABLE store_job DROP COLUMN request"))
+
+    def content() -> dict[str, object]:
+        tables = MetaData()
+        tables.reflect(engine)
+        with engine.connect() as connection:
+            rows = {t: connection.execute(t.select()) for t in tables.sorted_tables}
+            found = {t.name: (t.columns.keys(), r.all()) for t, r in rows.items()}
+        engine.dispose()
+        return found
+
+    before = content()
+    for create in (True, False):
+        with pytest.raises(SchemaError, match=r"9999.*upgrade"):
+            SessionStore(database_url, create=create)
+        with pytest.raises(SchemaError, match=r"9999.*upgrade"):
+            SqlStore(database_url, create=create).save(Task())
+    assert content() == before
 
 
 def test_alembic_is_not_imported_where_the_version_is_right(tmp_path: Path) -> None:
