@@ -1,6 +1,44 @@
-"""Ways to turn objects into payloads, for a store's ``serializer=``."""
+"""Ways to turn objects into payloads, for a store's ``serializer=``.
 
+=========================== =================================================
+serializer                  what who can write to the database can do
+=========================== =================================================
+``PickleSerializer()``      run any code in the programs that read it
+``PickleSerializer(allow)`` make objects of the classes allowed, with any
+                            attributes
+``JsonSerializer(types)``   the same, and their ``__init__`` is not called
+``SignedSerializer``        put back an older payload, or another row's
+``EncryptedSerializer``     the same, and not read what is in it
+``CompressedSerializer``    what they can with the one inside
+=========================== =================================================
+
+A payload's first bytes tell what wrote it; ``serializers.envelope`` has their table.
+Each serializer reads its own payloads only, and says so by a DecodeError otherwise:
+a plain pickle passes for a signed one where ``allow_plain`` lets it.  The exception
+is ``CompressedSerializer``, which leaves small payloads as they are.
+
+A serializer of your own has ``dumps`` and ``loads`` as ``Serializer`` has, and pickles
+if stores with it are to.  Let it raise DecodeError for what it cannot read.
+"""
+
+from sessionstore.serializers.allowed import ALWAYS
+from sessionstore.serializers.compressed import CompressedSerializer
+from sessionstore.serializers.encrypted import EncryptedSerializer
+from sessionstore.serializers.json import JsonSerializer
+from sessionstore.serializers.keys import Keys, new_key, read_keys
 from sessionstore.serializers.pickles import PickleSerializer
 from sessionstore.serializers.protocol import Serializer
+from sessionstore.serializers.signed import SignedSerializer
 
-__all__ = ["PickleSerializer", "Serializer"]
+__all__ = [
+    "ALWAYS",
+    "CompressedSerializer",
+    "EncryptedSerializer",
+    "JsonSerializer",
+    "Keys",
+    "PickleSerializer",
+    "Serializer",
+    "SignedSerializer",
+    "new_key",
+    "read_keys",
+]

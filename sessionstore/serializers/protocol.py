@@ -9,7 +9,17 @@ __all__ = ["Serializer"]
 
 
 class Serializer(Protocol):
-    """Turns one object into bytes and back."""
+    """Turns one object into bytes and back.
+
+    ``persistent_id`` is to be called with each object inside the one given, and with
+    that one itself, first.  Where it returns None, the object is part of the payload.
+    Else it is a ``Persistable`` that has a payload of its own, and this one keeps what
+    was returned, a tuple of an ID, a module's and a class's name, which
+    ``persistent_load`` makes an object of again.
+
+    Both may raise whatever they like; the store's EncodeError or DecodeError names
+    the object and quotes them.  A store calls them from any thread.
+    """
 
     def dumps(
         self, obj: object, persistent_id: Callable[[object], object | None]
