@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 _HEAP_TYPE = 1 << 9
 #: How deep objects may be read inside each other, where that is needed.
 DEPTH = 50
+#: The bytes of a payload in which the class that it is of is looked for.
+_BEGINNING = 4096
 _STATES = {state.value: state for state in State}
 
 
@@ -106,9 +108,10 @@ class _Decoder:
                 obj = self._empty[object_id]
             self._decoded.objects[object_id] = obj
         except Exception as error:
+            kind = "" if isinstance(error, DecodeError) else f"{type(error).__name__}: "
             self._decoded.errors[object_id] = DecodeError(
                 f"object {object_id} of {_class_path(payload)} cannot be read: "
-                f"{type(error).__name__}: {error}; it stays where it is",
+                f"{kind}{error}; it stays where it is",
                 id=object_id,
             )
             self._decoded.errors[object_id].__cause__ = error
@@ -255,6 +258,7 @@ def _find_class(module: str, name: str) -> Any:
 def _class_path(payload: bytes | None) -> str:
     """Return the class a pickle begins with, without running any of it."""
     try:
-        return ".".join(next(globals_in(bytes(payload or b""))))
+        # No more than its beginning: going through a hostile one takes memory.
+        return ".".join(next(globals_in(bytes((payload or b"")[:_BEGINNING]))))
     except Exception:  # no pickle at all, or a torn one
         return "unknown class"

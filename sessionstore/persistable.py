@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["Persistable", "mark", "note"]
+__all__ = ["Persistable", "mark", "note", "without_bookkeeping"]
 
 
 class Persistable:
@@ -61,8 +61,8 @@ class Persistable:
         state: Any = super().__getstate__()
         if isinstance(state, tuple):
             attributes, slots = state
-            return _without_bookkeeping(attributes), slots
-        return _without_bookkeeping(state)
+            return without_bookkeeping(attributes), slots
+        return without_bookkeeping(state)
 
 
 #: What a store notes on an object about the object's row; never part of a payload.
@@ -82,7 +82,8 @@ def mark(obj: Persistable, changed: bool) -> None:
     object.__setattr__(obj, "changed", changed)
 
 
-def _without_bookkeeping(attributes: dict[str, object] | None) -> dict[str, object]:
+def without_bookkeeping(attributes: dict[str, object] | None) -> dict[str, object]:
+    """Return the attributes that are the object's own."""
     without = dict(attributes or {})
     for name in _BOOKKEEPING:
         without.pop(name, None)

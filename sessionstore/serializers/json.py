@@ -15,10 +15,11 @@ from sessionstore.errors import (
     EncodeError,
     LoadError,
 )
+from sessionstore.persistable import Persistable, without_bookkeeping
 from sessionstore.serializers.allowed import Allowed, Entry
 from sessionstore.serializers.checksum import with_checksum, without_checksum
 from sessionstore.serializers.envelope import is_of, writer_of
-from sessionstore.serializers.pickles import PickleSerializer
+from sessionstore.serializers.pickles import PickleSerializer, warn_of_main
 from sessionstore.serializers.protocol import Serializer
 
 __all__ = ["JsonSerializer"]
@@ -34,8 +35,8 @@ class JsonSerializer:
     cannot be stored.  Attributes may be None, booleans, integers of 64 bits, floats,
     text, bytes, lists, tuples, sets, dictionaries, ``datetime``, Enums and objects of
     the classes listed; a ``Persistable`` inside another is a reference, as always.
-    What else there is, is an EncodeError.  A list that an object has twice becomes
-    two lists.
+    What else there is, is an EncodeError.  An ID (``IntId``) becomes a plain integer,
+    and a list that an object has twice becomes two lists.
 
     ``allow_plain`` reads pickles that were written before, of the same classes.
 
@@ -139,6 +140,8 @@ class _Writer:
         reference = self._persistent_id(value)
         if reference is not None:
             return self._of_reference(reference)
+        if isinstance(value, int) and not isinstance(value, Enum):
+            return int(value)
         return self._of_object(value)
 
     def _trees(self, values: Iterable[Any]) -> list[Any]:
@@ -165,6 +168,10 @@ class _Writer:
         state = value.__getstate__()
         if state is not None and type(state) is not dict:
             raise TypeError(f"{_path(cls)} has __slots__, or a __getstate__ of its own")
+        if isinstance(value, Persistable):
+            state = without_bookkeeping(state)
+        if cls.__module__ == "__main__":
+            warn_of_main(cls.__qualname__)
         return {"$object": [_path(cls), self.tree(state)]}
 
 

@@ -12,7 +12,7 @@ from sessionstore.serializers.allowed import Allowed, Entry
 from sessionstore.serializers.envelope import refuse_envelope
 from sessionstore.serializers.protocol import Serializer
 
-__all__ = ["PickleSerializer", "globals_in"]
+__all__ = ["PickleSerializer", "globals_in", "warn_of_main"]
 
 
 class _Pickler(pickle.Pickler):
@@ -75,7 +75,7 @@ class PickleSerializer:
             pickler.dump(obj)
             payload = buffer.getvalue()
         if b"__main__" in payload:
-            _warn_of_main(payload)
+            _warn_of_all_in_main(payload)
         return payload
 
     def loads(self, payload: bytes, persistent_load: Callable[[Any], object]) -> object:
@@ -121,11 +121,16 @@ def globals_in(payload: bytes) -> Iterator[tuple[str, str]]:
             top = None
 
 
-def _warn_of_main(payload: bytes) -> None:
+def _warn_of_all_in_main(payload: bytes) -> None:
     for module, name in dict.fromkeys(globals_in(payload)):
         if module == "__main__":
-            warnings.warn(
-                f"{name} is a class of __main__, which other programs do not have; "
-                "put it into a module, or only this one can load it",
-                stacklevel=2,
-            )
+            warn_of_main(name)
+
+
+def warn_of_main(name: str) -> None:
+    """Warn of an object that is being stored, of a class that is in __main__."""
+    warnings.warn(
+        f"{name} is a class of __main__, which other programs do not have; put it "
+        "into a module, or only this one can load it",
+        stacklevel=2,
+    )
