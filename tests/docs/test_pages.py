@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from sqlalchemy.engine import make_url
 
 ROOT = Path(__file__).parent.parent.parent
 PAGES = ROOT / "docs" / "pages"
@@ -61,17 +62,27 @@ def test_page_is_true(
             run(block.text, where)
 
 
-def run(text: str, where: str) -> None:
-    """Run the commands of a block, and compare what each one says."""
-    environment = {
+def environment() -> dict[str, str]:
+    """Return what commands are run with: this package, a store's URL, a server."""
+    given = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "COLUMNS": "80",
+        "SESSIONSTORE_URL": "sqlite:///tasks.db",
     }
+    if server := os.environ.get("SESSIONSTORE_TEST_POSTGRESQL"):
+        url = make_url(server)
+        given |= {"PGHOST": str(url.host), "PGPORT": str(url.port)}
+        given |= {"PGUSER": str(url.username), "PGPASSWORD": str(url.password)}
+    return given
+
+
+def run(text: str, where: str) -> None:
+    """Run the commands of a block, and compare what each one says."""
     for command, expected in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", text, re.M):
         done = subprocess.run(
             ["bash", "-c", command],
-            env=environment,
+            env=environment(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -92,3 +103,14 @@ def test_checker_sees_what_is_wrong(tmp_path: Path) -> None:
     for text in ("$ false\n", "$ echo a\nb\n", "$ echo a\n"):
         with pytest.raises(AssertionError, match="here"):
             run(text, "here")
+
+
+def test_screens_are_made_of_real_runs(tmp_path: Path) -> None:
+    """The script runs, and what the pages show is what it makes."""
+    subprocess.run([sys.executable, ROOT / "docs" / "screens.py", tmp_path], check=True)
+    made = {path.name for path in tmp_path.iterdir()}
+    assert made == {path.name for path in (PAGES / "screens").iterdir()}
+    text = "".join(page.read_text(encoding="utf-8") for page in PAGES.rglob("*.md"))
+    assert made == set(re.findall(r"screens/([\w-]+\.svg)\)", text))
+    for path in tmp_path.iterdir():
+        assert "</svg>" in path.read_text(encoding="utf-8")
