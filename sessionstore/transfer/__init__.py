@@ -28,6 +28,21 @@ a transfer that is run again.
 
 from __future__ import annotations
 
-from sessionstore.transfer.copying import Transfer, copy, export, import_archive
+from sessionstore.transfer.adopting import Adoption, import_gc3pie
+from sessionstore.transfer.copying import (
+    Progress,
+    Transfer,
+    copy,
+    export,
+    import_archive,
+)
 
-__all__ = ["Transfer", "copy", "export", "import_archive"]
+__all__ = [
+    "Adoption",
+    "Progress",
+    "Transfer",
+    "copy",
+    "export",
+    "import_archive",
+    "import_gc3pie",
+]

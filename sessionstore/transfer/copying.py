@@ -42,8 +42,8 @@ class Transfer:
     digest: str | None
 
 
-def _silent(what: str, done: int, total: int | None) -> None:
-    pass
+def silent(what: str, done: int, total: int | None) -> None:
+    """Be told of progress, and keep it to oneself."""
 
 
 def copy(
@@ -53,7 +53,7 @@ def copy(
     session: str | None = None,
     rename: str | None = None,
     verify: bool = False,
-    progress: Progress = _silent,
+    progress: Progress = silent,
 ) -> Transfer:
     """Copy a store, or one ``session`` of it, to another database or table.
 
@@ -66,8 +66,8 @@ def copy(
     or both are the same table; SchemaError if the target's table lacks a column.
     """
     with (
-        _opened(source, create=False) as from_store,
-        _opened(target, create=True) as to_store,
+        opened(source, create=False) as from_store,
+        opened(target, create=True) as to_store,
     ):
         if _table_of(from_store) == _table_of(to_store):
             raise ConfigurationError(
@@ -87,7 +87,7 @@ def export(
     *,
     session: str | None = None,
     verify: bool = False,
-    progress: Progress = _silent,
+    progress: Progress = silent,
 ) -> Transfer:
     """Write a store, or one ``session`` of it, to an archive, a new file.
 
@@ -96,7 +96,7 @@ def export(
     """
     path = Path(path)
     with (
-        _opened(source, create=False) as store,
+        opened(source, create=False) as store,
         reading(store, session) as reader,
     ):
         total = reader.count
@@ -119,7 +119,7 @@ def import_archive(
     *,
     rename: str | None = None,
     verify: bool = False,
-    progress: Progress = _silent,
+    progress: Progress = silent,
 ) -> Transfer:
     """Read an archive into a store.
 
@@ -129,7 +129,7 @@ def import_archive(
     archive = ArchiveReader(
         Path(path), rename, lambda done: progress("checking", done, None)
     )
-    with _opened(target, create=True) as store:
+    with opened(target, create=True) as store:
         return carry(archive, store, verify=verify, progress=progress)
 
 
@@ -191,7 +191,7 @@ def digest_of(
 
 
 @contextmanager
-def _opened(place: Place, *, create: bool) -> Iterator[SqlStore]:
+def opened(place: Place, *, create: bool) -> Iterator[SqlStore]:
     """Give a store; one that was opened for this is closed."""
     store = sql_store(place, create, {})
     try:

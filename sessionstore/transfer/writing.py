@@ -26,10 +26,12 @@ from sessionstore.failures import DuplicateKeyError
 from sessionstore.kept import KeptConnection
 from sessionstore.objects import ObjectTable
 from sessionstore.schema import fits
+from sessionstore.scopes import Transaction
 from sessionstore.sql import SqlStore
 from sessionstore.statements import Statement
 from sessionstore.transfer.columns import fitting, from_plain, on_any
 from sessionstore.transfer.items import (
+    BATCH_OBJECTS,
     ENTRY_COLUMNS,
     JOB_COLUMNS,
     Columns,
@@ -96,6 +98,39 @@ class StoreWriter:
     def check(self, items: Sequence[Item]) -> None:
         """Raise ConflictError if one of the objects is there, and another one."""
         self._reading(lambda kept: self._missing(kept, items))
+
+    def refuse(self, session: str) -> None:
+        """Raise ConflictError if there is a session of this name."""
+        if any(there.name == session for there in self.sessions):
+            raise ConflictError(
+                f"{self.name} has a session {session!r}; give the one that comes "
+                "another name, or destroy that one"
+            )
+
+    def taken(self, ids: Sequence[int]) -> Sequence[int]:
+        """Return those of the IDs that objects have."""
+        column = self._schema.objects.c.id
+        query = select(column).where(column.in_(bindparam("ids", expanding=True)))
+
+        def work(kept: KeptConnection) -> Sequence[int]:
+            found: list[int] = []
+            for start in range(0, len(ids), BATCH_OBJECTS):
+                some = {"ids": ids[start : start + BATCH_OBJECTS]}
+                found += kept.connection.execute(query, some).scalars()
+            return found
+
+        return self._reading(work)
+
+    def new_ids(self, number: int, *, above: int) -> Sequence[int]:
+        """Return so many IDs that nobody has, or will be given, all above another."""
+        counter = IdCounter(self._database, self._schema)
+        self._database.write(lambda kept: counter.skip(kept, above))
+        counter.allocator.reserve(number)
+        return [counter.allocator() for _ in range(number)]
+
+    def transaction(self) -> Transaction:
+        """Commit all that is written in the block at once, or nothing."""
+        return self._database.transaction()
 
     def begin(self, sessions: Sequence[SessionItem], largest: int | None) -> None:
         """Make the sessions, and keep new IDs above the largest that is to come.

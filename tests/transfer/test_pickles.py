@@ -1,0 +1,97 @@
+"""Pickles looked into, and their references changed, without running them."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sessionstore.transfer.pickles import Made, attributes_of, sketched
+
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: (
+        st.lists(inner)
+        | st.dictionaries(st.text(), inner)
+        | st.tuples(inner, inner)
+        | st.tuples(inner, inner, inner, inner)
+    ),
+    max_leaves=20,
+)
+
+
+@given(value=PLAIN, protocol=st.integers(0, pickle.HIGHEST_PROTOCOL))
+def test_plain_values_are_seen_as_they_are(value: object, protocol: int) -> None:
+    """What the machine sketches is what pickle would make."""
+    assert sketched(pickle.dumps(value, protocol)).top == value
+
+
+class Part:
+    """Something that stands outside a pickle."""
+
+    def __init__(self, id_: object) -> None:
+        self.id = id_
+
+
+@given(
+    before=PLAIN,
+    ids=st.lists(st.integers() | st.tuples(st.integers(), st.text()), min_size=1),
+    protocol=st.integers(1, pickle.HIGHEST_PROTOCOL),
+    new_id=st.integers(1, 2**63 - 1),
+)
+def test_changed_references_are_loaded_with_the_rest_as_it_was(
+    before: object, ids: list[object], protocol: int, new_id: int
+) -> None:
+    """Each second reference gets a new ID, wherever it stands."""
+    value = {"before": before, "parts": [Part(id_) for id_ in ids], "after": before}
+    buffer = io.BytesIO()
+    pickler = pickle.Pickler(buffer, protocol)
+    pickler.persistent_id = lambda part: part.id if isinstance(part, Part) else None
+    pickler.dump(value)
+    sketch = sketched(buffer.getvalue())
+    assert [reference.id for reference in sketch.references] == ids
+    changed = {reference.place: new_id for reference in sketch.references[::2]}
+    unpickler = pickle.Unpickler(io.BytesIO(sketch.rewritten(changed)))
+    unpickler.persistent_load = lambda id_: ("part", id_)
+    expected = [new_id if n % 2 == 0 else id_ for n, id_ in enumerate(ids)]
+    assert unpickler.load() == {
+        "before": before,
+        "parts": [("part", id_) for id_ in expected],
+        "after": before,
+    }
+
+
+def test_textual_references_of_protocol_0_are_changed() -> None:
+    """They stand in a line of their own."""
+    sketch = sketched(b"(lp0\nPold\naPother\na.")
+    [first, second] = sketch.references
+    assert (first.id, second.id) == ("old", "other")
+    assert sketch.rewritten({first.place: 12}) == b"(lp0\nP12\naPother\na."
+
+
+def test_nothing_is_run(tmp_path: Path) -> None:
+    """A pickle that would do something is looked into, and does nothing."""
+
+    class Hostile:
+        def __reduce__(self) -> object:
+            return os.mkdir, (str(tmp_path / "made"),)
+
+    sketch = sketched(pickle.dumps(Hostile()))
+    assert isinstance(sketch.top, Made)
+    assert sketch.top.arguments == (str(tmp_path / "made"),)
+    assert not (tmp_path / "made").exists()
+
+
+@given(st.binary() | st.binary().map(lambda some: some + b"."))
+def test_hostile_bytes_are_no_pickle(some: bytes) -> None:
+    """It is a ValueError, or it was one after all."""
+    try:
+        sketch = sketched(some)
+    except ValueError:
+        return
+    assert sketch.rewritten({}) == some
+    attributes_of(sketch.top)
