@@ -108,9 +108,11 @@ class Pages:
     def count(self, session_id: int, wanted: Filter) -> Select[Any]:
         """Return the query for the number of jobs, as far as the database can tell."""
         table = self._table
+        # As an expression where states are given, lest SQLite go by position then.
+        position = table.c.position + 0 if wanted.states else table.c.position
         query = select(func.count()).select_from(table)
         return query.where(
-            *self._of(session_id, wanted), *self._among(wanted), table.c.position > 0
+            *self._of(session_id, wanted), *self._among(wanted), position > 0
         )
 
     def histories(

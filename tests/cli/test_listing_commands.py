@@ -1,67 +1,152 @@
-"""What ``sessions`` and ``ls`` show, on every backend."""
+"""What ``sessions``, ``ls``, ``show`` and ``history`` print, on every backend."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
 
-import pytest
+from sqlalchemy import text
 
 from sessionstore import SessionStore, State, Task
-from sessionstore.cli.running import run
+from tests.cli.conftest import Command
 
-Lines = Callable[..., list[str]]
-
-
-@pytest.fixture
-def lines(
-    database_url: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> Lines:
-    """Run a command that has to succeed, on the session ``one``, for its lines."""
-    monkeypatch.setenv("SESSIONSTORE_URL", database_url)
-
-    def of(*words: str) -> list[str]:
-        code = run(words)
-        out, err = capsys.readouterr()
-        assert (code, err) == (0, "")
-        return out.splitlines()
-
-    return of
+Show = Callable[..., list[str]]
 
 
 def test_sessions_are_listed_with_their_tasks_by_state(
-    session: SessionStore, database_url: str, lines: Lines
+    session: SessionStore, database_url: str, show: Show
 ) -> None:
     """Each session is a line, those without tasks too."""
     first, _ = session.add_many([Task("a"), Task("b")])
     session.transition(first, State.SUBMITTED)
     SessionStore(database_url, "empty")
-    rows = [json.loads(line) for line in lines("sessions", "--json")]
-    assert [row["name"] for row in rows] == ["default", "empty"]
+    rows = [json.loads(line) for line in show("sessions", "--json")]
+    assert [row["name"] for row in rows] == [session.name, "empty"]
     assert (rows[0]["tasks"], rows[0]["NEW"], rows[0]["SUBMITTED"]) == (2, 1, 1)
     assert (rows[1]["tasks"], rows[1]["changed"]) == (0, None)
 
 
 def test_pages_follow_each_other_in_each_order(
-    session: SessionStore, lines: Lines
+    session: SessionStore, show: Show
 ) -> None:
     """What --after continues is the same list, without a gap or a repetition."""
     ids = session.add_many([Task(f"task-{n % 3}") for n in range(11)])
     for id_ in ids[::2]:
         session.transition(id_, State.SUBMITTED)
+    session.claim(2, states=[State.SUBMITTED])
     orders = [[], ["--reverse"], ["--state", "new,submitted"]]
     orders += [["--sort", name] for name in ("name", "state", "changed", "id")]
     orders += [["--sort", "name", "--reverse"], ["--state", "submitted", "-r"]]
     for order in orders:
         words = ["ls", "--columns", "id", *order]
-        whole = lines(*words, "--all")
+        whole = show(*words, "--all")
         pages: list[str] = []
-        while page := lines(
+        while page := show(
             *words, "-n", "3", *(["--after", pages[-1]] if pages else [])
         ):
             pages += page
         assert pages == whole
         assert len(whole) == (6 if "submitted" in order else 11)
-    assert lines("ls", "--columns", "id") == [str(i) for i in ids]
+    assert show("ls", "--columns", "id") == [str(i) for i in ids]
+    assert show("ls", "--columns", "id", "-r", "--all") == [str(i) for i in ids[::-1]]
+
+
+def test_tasks_of_one_position_are_each_on_one_page(
+    session: SessionStore, show: Show
+) -> None:
+    """Tasks that were added at the same moment may have the same place."""
+    ids = session.add_many([Task("x") for _ in range(5)])
+    with session.transaction() as connection:
+        connection.execute(text("UPDATE store_job SET position = 1"))
+    for order in [], ["--state", "new"]:
+        seen: list[str] = []
+        while page := show(
+            "ls",
+            "--columns",
+            "id",
+            "-n",
+            "2",
+            *order,
+            *(["--after", seen[-1]] if seen else []),
+        ):
+            seen += page
+        assert seen == [str(id_) for id_ in ids]
+
+
+def test_filters_let_through_what_they_say(session: SessionStore, show: Show) -> None:
+    """Names by the shell's patterns, holders by host and PID, times of last changes."""
+    names = ["a1", "a2", "A1", "b_1", "b%1", "b!1", "[x]", "'; DROP TABLE store; --"]
+    ids = dict(zip(names, session.add_many(map(Task, names)), strict=True))
+    [claim] = session.claim(1)
+
+    def found(*words: str) -> set[str]:
+        rows = [json.loads(line) for line in show("ls", "--json", *words)]
+        return {row["name"] for row in rows}
+
+    assert found("--name", "a*") == {"a1", "a2"}
+    assert found("--name", "[aA]1") == {"a1", "A1"}
+    assert found("--name", "[!a]1") == {"A1"}
+    assert found("--name", "b?1") == {"b_1", "b%1", "b!1"}
+    assert found("--name", "b%1") == {"b%1"}
+    assert found("--name", "b!1") == {"b!1"}
+    assert found("--name", "[[]x]") == {"[x]"}
+    assert found("--name", "*DROP*") == {"'; DROP TABLE store; --"}
+    assert found("--name", "a") == set()
+    held = {"a1"}
+    assert found("--holder", "*") == held
+    assert found("--holder", "*", "--state", "new") == held
+    assert found("--holder", "*", "--state", "running") == set()
+    holder = json.loads(show("ls", "--json", "--holder", "*")[0])["holder"]
+    assert found("--holder", holder) == held
+    assert found("--holder", holder.split("/")[0]) == held
+    assert found("--holder", "nobody") == set()
+    claim.release()
+    changed = json.loads(show("ls", "--json", "--name", "a2")[0])["changed"]
+    assert found("--since", changed) >= set(names)
+    assert found("--until", changed) == set()
+    assert found("--since", "1h") == set(names)
+    assert found("--until", "1h") == set()
+    assert len(ids) == len(names)
+
+
+def test_show_and_history_tell_of_one_task(
+    session: SessionStore, command: Command, show: Show
+) -> None:
+    """Attributes come with show, and with history how long each state lasted."""
+    task = Task("count", path="/etc/passwd")
+    id_ = session.add(task)
+    session.transition(id_, State.SUBMITTED, info="queued")
+    session.transition(id_, State.RUNNING)
+    session.transition(id_, State.TERMINATED, returncode=256, info="no such file")
+    [line] = show("show", str(id_), "--json")
+    shown = json.loads(line)
+    assert (shown["state"], shown["returncode"]) == ("TERMINATED", 256)
+    assert shown["attributes"]["path"] == "/etc/passwd"
+    assert shown["attributes"]["exitcode"] == 1
+    assert ".path\t/etc/passwd" in show("show", str(id_))
+    rows = [json.loads(line) for line in show("history", str(id_), "--json")]
+    assert [row["to"] for row in rows] == ["NEW", "SUBMITTED", "RUNNING", "TERMINATED"]
+    assert [row["lasted"] is None for row in rows] == [False, False, False, True]
+    assert rows[3]["info"] == "no such file"
+
+
+def test_what_cannot_be_unpickled_is_listed_all_the_same(
+    session: SessionStore, command: Command, show: Show
+) -> None:
+    """G7: no command that lists reads an object; show says why it cannot."""
+    id_ = session.add(Task("torn"))
+    with session.transaction() as connection:
+        connection.execute(
+            text("UPDATE store SET data = :data"), {"data": b"\x80\x05no pickle"}
+        )
+    session.store.invalidate_cache()
+    assert "torn" in show("ls")[0]
+    assert len(show("history", str(id_))) == 1
+    raw = show("show", str(id_), "--raw")
+    assert "payload_bytes\t11" in raw
+    assert "payload_begin\t" + b"\x80\x05no pickle".hex() in raw
+    assert show("stats")[0].split("\t")[:3] == ["states", "NEW", "1"]
+    result = command("show", str(id_))
+    assert (result.status, result.out) == (1, "")
+    assert "cannot be read" in result.err
+    assert "--raw" in result.err
