@@ -27,6 +27,7 @@ from sessionstore.pages import (
     maybe_instant,
     row_of,
 )
+from sessionstore.schema import fits
 from sessionstore.sql import SqlStore
 from sessionstore.statements import Statement
 
@@ -120,10 +121,14 @@ class Listing:
         found = self._rows(select(table.c.id).where(table.c.name == name))
         if found:
             return int(found[0][0])
-        names = [known for (known,) in self._rows(select(table.c.name))]
+        names = self.session_names()
         raise ConfigurationError(
             f"there is no session {name!r}; {nearest(name, names)}"
         )
+
+    def session_names(self) -> list[str]:
+        """Return the sessions' names alone."""
+        return [name for (name,) in self._rows(select(self._schema.sessions.c.name))]
 
     def created_at(self, session_id: int) -> datetime:
         """Return when a session was created."""
@@ -145,7 +150,7 @@ class Listing:
 
     def job(self, session_id: int, id_: int) -> JobRow:
         """Return one job of a session, or raise NotFoundError that tells more."""
-        rows = self._rows(self.pages.one(id_))
+        rows = self._rows(self.pages.one(id_)) if fits(id_) else []
         if rows and rows[0][1] == session_id:
             return row_of(rows[0])
         raise NotFoundError(
@@ -164,6 +169,7 @@ class Listing:
             found = self._rows(select(table.c.name).where(table.c.id == rows[0][1]))
             return f"it is in the session {found[0][0]!r}" if found else "try again"
         column = self._jobs.c.job_id
+        id_ = max(-(2**63), min(id_, 2**63 - 1))
         listed = (self._jobs.c.session_id == session_id, self._jobs.c.position > 0)
         [[below, above]] = self._rows(
             select(

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
 
 from sessionstore.cli.common import Common
 from sessionstore.cli.output import Output, end_quietly
+from sessionstore.listing import Listing
+from sessionstore.opening import sql_store
 
 __all__ = ["add", "app"]
 
@@ -32,8 +36,28 @@ Url = Annotated[
         "better in the environment: a command line is shown to everybody.",
     ),
 ]
+
+
+def _session_names(context: typer.Context, incomplete: str) -> list[str]:
+    url = context.params.get("url") or os.environ.get("SESSIONSTORE_URL")
+    # Whoever presses the tab key wants to see no error, nor to wait.
+    with suppress(Exception), sql_store(url, False, {"busy_timeout": 1}) as store:
+        return [
+            name
+            for name in Listing(store).session_names()
+            if name.startswith(incomplete) and name.isprintable()
+        ]
+    return []
+
+
 SessionName = Annotated[
-    str, typer.Option("--session", metavar="NAME", help="The session's name.")
+    str,
+    typer.Option(
+        "--session",
+        metavar="NAME",
+        help="The session's name.",
+        autocompletion=_session_names,
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")]
 

@@ -26,7 +26,7 @@ States = Annotated[
         metavar="STATE",
         help="In this state; more of them by commas, or by giving it again.",
         autocompletion=lambda incomplete: [
-            str(state) for state in State if state.startswith(incomplete.upper())
+            str(state) for state in State if state.startswith(incomplete)
         ],
     ),
 ]
