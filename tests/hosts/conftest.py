@@ -48,12 +48,10 @@ class Hosts:
 
     def boot(self, name: str) -> None:
         """Boot a host, for the first time or again."""
-        files, binds = installed(self._more)
-        files["etc/hostname"] = f"{name}\n"
-        files["etc/daemon-example.env"] = f"DAEMON_EXAMPLE_STORE='{self._url}'\n"
-        files[f"etc/systemd/system/{UNIT}.d/test.conf"] = DROPIN
-        binds[self.marks] = MARKS
-        box = Box(self._folder / name, files, binds, has_network=True)
+        contents = installed(self._url, DROPIN, self._more)
+        contents.files["etc/hostname"] = f"{name}\n"
+        contents.binds[self.marks] = MARKS
+        box = Box(self._folder / name, contents, has_network=True)
         self.hosts[name] = Host(self._stack.enter_context(box), self._url)
         self.network.connect(box, name, NAMES.index(name) + 2)
 

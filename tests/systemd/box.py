@@ -18,6 +18,7 @@ import signal
 import subprocess
 import time
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
@@ -57,13 +58,20 @@ def _cgroups() -> Path:
     return unified if unified.is_dir() else root
 
 
-class Box:
-    """One such host; a context manager.
+@dataclass
+class Contents:
+    """What a box has that the machine has not."""
 
-    ``files`` are what it has in ``/etc``, ``/opt`` and ``/var``, by path from ``/``;
-    ``binds`` are folders of the machine that are seen at other paths too.  ``prepare``
-    is run by sh(1) before the box boots, up to ``target``.
-    """
+    #: In ``/etc``, ``/opt`` and ``/var``, by path from ``/``.
+    files: dict[str, str] = field(default_factory=dict)
+    #: Folders of the machine that are seen at other paths too.
+    binds: dict[Path, str] = field(default_factory=dict)
+    #: Run by sh(1) before it boots.
+    commands: list[str] = field(default_factory=list)
+
+
+class Box:
+    """One such host, which boots up to ``target``; a context manager."""
 
     #: Seconds that it may take until systemd answers, or until all has ended.
     BOUND = 60
@@ -71,16 +79,12 @@ class Box:
     def __init__(
         self,
         folder: Path,
-        files: dict[str, str],
-        binds: dict[Path, str],
-        prepare: str = "",
+        contents: Contents,
         target: str = "basic.target",
         has_network: bool = False,
     ) -> None:
         self.folder = folder
-        self._files = {"etc/systemd/journald.conf": _JOURNALD, **files}
-        self._binds = binds
-        self._prepare = prepare
+        self._contents = contents
         self._target = target
         self._namespaces = [*_NAMESPACES, *(["--net"] if has_network else [])]
         self.cgroup = _cgroups() / f"sessionstore-{os.getpid()}-{time.monotonic_ns()}"
@@ -164,14 +168,16 @@ class Box:
         return said
 
     def _lay_out(self) -> None:
-        for name, text in self._files.items():
+        contents = self._contents
+        files = {"etc/systemd/journald.conf": _JOURNALD, **contents.files}
+        for name, text in files.items():
             path = self.folder / "root" / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
             path.chmod(0o755 if text.startswith("#!") else 0o644)
-        lines = [f"{place} {path}\n" for place, path in self._binds.items()]
+        lines = [f"{place} {path}\n" for place, path in contents.binds.items()]
         (self.folder / "binds").write_text("".join(lines))
-        (self.folder / "prepare").write_text(self._prepare)
+        (self.folder / "prepare").write_text("\n".join(["set -e", *contents.commands]))
 
     def _start(self) -> None:
         deadline = time.monotonic() + self.BOUND

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from tests.systemd.box import Box
-from tests.systemd.host import UNIT, Host, installed, need_boxes
+from tests.systemd.host import Host, installed, need_boxes
 
 
 @pytest.fixture
@@ -27,19 +27,17 @@ def make_host(boxes: None, tmp_path: Path) -> Iterator[Callable[..., Host]]:
         def make(
             url: str = "",
             dropin: str = "",
+            *,
             files: dict[str, str] | None = None,
+            commands: Sequence[str] = (),
             **options: str,
         ) -> Host:
             nonlocal made
             made += 1
-            needed, binds = installed()
-            if url:
-                needed["etc/daemon-example.env"] = f"DAEMON_EXAMPLE_STORE='{url}'\n"
-            needed[f"etc/systemd/system/{UNIT}.d/test.conf"] = dropin
-            all_files = {**needed, **(files or {})}
-            folder = tmp_path / f"box{made}"
-            return Host(
-                stack.enter_context(Box(folder, all_files, binds, **options)), url
-            )
+            contents = installed(url, dropin)
+            contents.files.update(files or {})
+            contents.commands.extend(commands)
+            box = Box(tmp_path / f"box{made}", contents, **options)
+            return Host(stack.enter_context(box), url)
 
         yield make

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 
 from sessionstore import SessionStore
 from tests.systemd import box
-from tests.systemd.box import Box
+from tests.systemd.box import Box, Contents
 
 ROOT = Path(__file__).parent.parent.parent
 UNIT = "daemon-example.service"
@@ -27,27 +28,41 @@ sys.exit(main())
 """
 
 
-def installed(more: str = "") -> tuple[dict[str, str], dict[Path, str]]:
-    """Return the files and folders by which a box has the daemon, as if installed.
+_TEXT = (ROOT / "systemd" / UNIT).read_text().replace("%N", "daemon-example")
+_USER = re.search("^User=(.+)$", _TEXT, re.MULTILINE)
+#: Where the unit has the database's URL from.
+ENVIRONMENT = re.findall("^EnvironmentFile=-/(.+)$", _TEXT, re.MULTILINE)[0]
 
-    A line of Python more is run before it.
+
+def installed(url: str = "", dropin: str = "", more: str = "") -> Contents:
+    """Return what a box has in which the daemon is installed.
+
+    ``dropin`` is added to the unit; ``more`` is a line of Python to be run first.
     """
-    binds = {
-        ROOT: "/opt/project",
-        Path(psutil.__file__).parent.parent: "/opt/packages",
-    }
+    contents = Contents()
+    contents.binds[ROOT] = "/opt/project"
+    contents.binds[Path(psutil.__file__).parent.parent] = "/opt/packages"
     base = Path(sys.base_prefix)
     python = Path(sys._base_executable)  # type: ignore[attr-defined]
-    files = {}
     if base != Path("/usr"):
         # It may be in a home, which the unit does not let the daemon see.
-        binds[base] = "/opt/python"
+        contents.binds[base] = "/opt/python"
         python = Path("/opt/python") / python.relative_to(base)
-        files["etc/ld.so.conf.d/python.conf"] = "/opt/python/lib\n"
+        contents.files["etc/ld.so.conf.d/python.conf"] = "/opt/python/lib\n"
+        contents.commands.append("ldconfig")
+    if _USER:
+        user = f"u {_USER[1]} - - /"
+        contents.commands.append(f"systemd-sysusers --inline '{user}'")
     command = _COMMAND.format(python=python, more=more)
-    files["opt/daemon-example/bin/daemon-example"] = command
-    files[f"etc/systemd/system/{UNIT}"] = (ROOT / "systemd" / UNIT).read_text()
-    return files, binds
+    contents.files["opt/daemon-example/bin/daemon-example"] = command
+    unit = f"etc/systemd/system/{UNIT}"
+    contents.files[unit] = (ROOT / "systemd" / UNIT).read_text()
+    contents.files[f"{unit}.d/test.conf"] = dropin
+    for settings in re.findall("--config /(.+)$", _TEXT, re.MULTILINE):
+        contents.files[settings] = ""
+    if url:
+        contents.files[ENVIRONMENT] = f"DAEMON_EXAMPLE_STORE='{url}'\n"
+    return contents
 
 
 class Host:

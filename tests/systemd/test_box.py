@@ -10,31 +10,31 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.systemd.box import Box
+from tests.systemd.box import Box, Contents
 from tests.systemd.host import UNIT, Host, installed
 
 
-def namespaces(kind: str) -> dict[int, int]:
-    """Return the processes of this machine, and which namespace each is in."""
-    found = {}
-    for pid in psutil.pids():
+def processes_of(box: Box) -> list[psutil.Process]:
+    """Return the processes in the box's PID namespace."""
+    found = []
+    inside = os.stat(f"/proc/{box.pid}/ns/pid").st_ino
+    for process in psutil.process_iter():
         with suppress(OSError):  # it has ended, or is not ours to look at
-            found[pid] = os.stat(f"/proc/{pid}/ns/{kind}").st_ino
+            if os.stat(f"/proc/{process.pid}/ns/pid").st_ino == inside:
+                found.append(process)
     return found
 
 
 def test_nothing_is_left_of_a_box(boxes: None, tmp_path: Path) -> None:
     """No process, mount or cgroup, of a failed test's box neither."""
     mounts = Path("/proc/self/mounts").read_text()
-    with pytest.raises(ZeroDivisionError), Box(tmp_path / "box", *installed()) as box:
+    with pytest.raises(ZeroDivisionError), Box(tmp_path / "box", installed()) as box:
         box.systemctl("start", UNIT)
-        inside = {name: namespaces(name)[box.pid] for name in ("pid", "mnt", "cgroup")}
-        # systemd, journald and the daemon.
-        assert list(namespaces("pid").values()).count(inside["pid"]) >= 3
+        processes = processes_of(box)
+        assert len(processes) >= 3  # systemd, journald and the daemon
         assert list(box.cgroup.glob(f"system.slice/{UNIT}"))
         _ = 1 / 0
-    for kind, number in inside.items():
-        assert number not in namespaces(kind).values()
+    assert not any(process.is_running() for process in processes)
     assert not box.cgroup.exists()
     assert Path("/proc/self/mounts").read_text() == mounts
 
@@ -53,7 +53,8 @@ def test_box_writes_nothing_on_the_machine(
 
 def test_box_that_does_not_boot_says_why(boxes: None, tmp_path: Path) -> None:
     """And what there was of it has ended."""
-    box = Box(tmp_path / "box", {}, {}, prepare="echo no such thing >&2; exit 1")
+    contents = Contents(commands=["echo no such thing >&2", "false"])
+    box = Box(tmp_path / "box", contents)
     with pytest.raises(RuntimeError, match="no such thing"), box:
         pass
     assert not box.cgroup.exists()

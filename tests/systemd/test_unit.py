@@ -16,7 +16,7 @@ from sessionstore import State, Task
 from tests import servers
 from tests.daemon.conftest import all_ended, begun, states, until
 from tests.daemon.test_outage import opened
-from tests.systemd.host import UNIT, Host
+from tests.systemd.host import ENVIRONMENT, UNIT, Host
 
 RUN = ["SUBMITTED", "RUNNING"]
 END = ["TERMINATING", "TERMINATED"]
@@ -83,7 +83,7 @@ def test_status_tells_tasks_by_state(make_host: Callable[..., Host], url: str) -
     """In the words of the daemon's STATUS line."""
     host = make_host(url)
     host.box.systemctl("start", UNIT)
-    assert "no tasks" in host.box.systemctl("status", UNIT)
+    until(lambda: 'Status: "no tasks"' in host.box.systemctl("status", UNIT))
     with host.session() as session:
         session.add_many([shell("true"), shell("exec sleep 300")])
         status = 'Status: "1 RUNNING, 1 TERMINATED"'
@@ -109,7 +109,7 @@ def test_reload_changes_the_number_of_workers(
 ) -> None:
     """The daemon stays the same, and its running tasks too."""
     more = "ExecStart=\nExecStart=/usr/bin/env daemon-example run --config %E/d.toml"
-    host = make_host(url, dropin(more), {"etc/d.toml": "workers = 1"})
+    host = make_host(url, dropin(more), files={"etc/d.toml": "workers = 1"})
     host.box.systemctl("start", UNIT)
     pid = host.show("MainPID")
     with host.session() as session:
@@ -272,7 +272,7 @@ def test_database_that_goes_away_restarts_nothing(
 def test_database_that_is_away_at_the_start_is_waited_for(
     make_host: Callable[..., Host],
 ) -> None:
-    """At the unit's own pace, which never uses up the starts that systemd allows."""
+    """Starts that fail come so slowly that systemd never gives up."""
     server = servers.start_postgresql()
     try:
         host = make_host(server.url)
@@ -281,12 +281,11 @@ def test_database_that_is_away_at_the_start_is_waited_for(
         server.kill()
         host.box.systemctl("start", "--no-block", UNIT)
         until(lambda: any("cannot be reached" in line for line in host.said()))
-        until(lambda: host.show("SubState") == "auto-restart")
+        assert host.show("ActiveState") == "activating"
         server.start_again()
         until(lambda: host.show("ActiveState") == "active")
         with opened(server.url) as session:
             until(lambda: states(session, id_)[-1] == "TERMINATED")
-        assert host.restarts() >= 1
         names = ("RestartUSec", "StartLimitBurst", "StartLimitIntervalUSec")
         pause, burst, interval = map(host.show, names)
         assert seconds(host, pause) * int(burst) > seconds(host, interval)
@@ -317,10 +316,11 @@ def test_unit_starts_after_the_network_and_the_databases(
     online = "[Unit]\nBefore=network-online.target\n"
     files["etc/systemd/system/wait-online.service.d/online.conf"] = online
     names = " ".join(GATES)
-    prepare = (
-        f"SYSTEMD_OFFLINE=1 systemctl enable {UNIT} {names}; cd /run; mkfifo {names}"
-    )
-    host = make_host(files=files, prepare=prepare, target="multi-user.target")
+    commands = [
+        f"SYSTEMD_OFFLINE=1 systemctl enable {UNIT} {names}",
+        f"cd /run; mkfifo {names}",
+    ]
+    host = make_host(files=files, commands=commands, target="multi-user.target")
     until(lambda: is_waiting(host))
     for name in set(GATES) - {last}:
         (host.box.root / "run" / name).write_text("line\n")
@@ -354,9 +354,7 @@ def test_password_is_nowhere_to_be_seen(
     assert "sleep 300" in lines
     host.box.systemctl("stop", UNIT)
     wrong = url.replace("@127.0.0.1", "x@127.0.0.1")
-    (host.box.root / "etc/daemon-example.env").write_text(
-        f"DAEMON_EXAMPLE_STORE={wrong}"
-    )
+    (host.box.root / ENVIRONMENT).write_text(f"DAEMON_EXAMPLE_STORE={wrong}")
     host.box.systemctl("start", "--no-block", UNIT)
     until(lambda: any("password authentication" in line for line in host.said()))
     shown += [lines, host.box.journal("--output=json"), *outputs(host)]
