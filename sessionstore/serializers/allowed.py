@@ -105,7 +105,7 @@ def _pairs_of(entry: Entry) -> Iterable[tuple[str, str]]:
 def _classes_of(module: str) -> Iterable[tuple[str, str]]:
     try:
         imported = importlib.import_module(module)
-    except ImportError as error:
+    except (ImportError, TypeError, ValueError) as error:
         raise ConfigurationError(
             f"{module!r} cannot be allowed: {error}; for a class write "
             "'module:Qualified.name', with a colon"

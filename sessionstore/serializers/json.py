@@ -32,7 +32,7 @@ class JsonSerializer:
     ``Run``, ``State`` and ``Persistable`` always are.  An object of a class is made
     without a call of ``__init__``, and gets its attributes, by ``__setstate__`` where
     it has that; a class that pickles in a way of its own, or has ``__slots__``,
-    cannot be stored.  Attributes may be None, booleans, integers of 64 bits, floats,
+    cannot be stored.  Attributes may be None, booleans, integers, floats,
     text, bytes, lists, tuples, sets, dictionaries, ``datetime``, Enums and objects of
     the classes listed; a ``Persistable`` inside another is a reference, as always.
     What else there is, is an EncodeError.  An ID (``IntId``) becomes a plain integer,

@@ -43,7 +43,7 @@ _PUSH, _WORD, _MEMOIZE, _PUT, _GET, _NOTHING, _GLOBAL, _STACK_GLOBAL = range(8)
 _OTHER, _STOP, _REFUSED = range(8, 11)
 
 #: How many words are kept by their place in the memo, so that memory has a bound.
-_MOST_WORDS = 10_000
+_MOST_WORDS = 1_000
 _LONGEST_WORD = 255
 
 # The length of an opcode's argument, as pickletools has it: so many bytes, or
