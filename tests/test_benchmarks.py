@@ -16,7 +16,16 @@ from tests.benchmarks.places import Bench, Scale
 from tests.benchmarks.report import Row, markdown
 from tests.benchmarks.works import WORKS, Work
 
-TINY = Scale(rounds=1, calls=10, bulk=20, many=400, large=2**16, stores=2)
+TINY = Scale(
+    rounds=1,
+    calls=10,
+    bulk=20,
+    many=400,
+    large=2**16,
+    stores=2,
+    idle=0.5,
+    tasks=20,
+)
 DUELS = [work for work in WORKS if work.unit == "x"]
 #: The others read one database, or compare two works of the package's own.
 WRITES = {"save-new", "save-again", "add", "transition", "save-many", "add-many"} | {

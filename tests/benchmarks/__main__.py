@@ -22,7 +22,7 @@ from tests.benchmarks.plot import draw
 from tests.benchmarks.report import Row, markdown, show, show_peers
 from tests.benchmarks.works import WORKS
 
-BACKENDS = ("sqlite", "postgresql")
+BACKENDS = ("sqlite", "postgresql", "mariadb")
 RESULTS = Path(__file__).parent.parent.parent / "build" / "bench"
 
 
@@ -87,7 +87,8 @@ def _bench(stack: ExitStack, backend: str, scale: Scale) -> Bench:
     names = (f"bench_{number}" for number in itertools.count())
     if backend == "sqlite":
         return Bench(backend, lambda: f"sqlite:///{folder}/{next(names)}.db", scale)
-    server = servers.start_postgresql()
+    is_postgresql = backend == "postgresql"
+    server = servers.start_postgresql() if is_postgresql else servers.start_mariadb()
     stack.callback(server.stop)
     engine = create_engine(server.url, isolation_level="AUTOCOMMIT")
 

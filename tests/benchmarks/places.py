@@ -37,12 +37,31 @@ class Scale:
     large: int
     #: Stores open at a fork.
     stores: int
+    #: Seconds for which a daemon has nothing to do, and tasks that it then gets.
+    idle: float
+    tasks: int
 
 
 FULL = Scale(
-    rounds=80, calls=20, bulk=20_000, many=100_000, large=16 * 2**20, stores=20
+    rounds=80,
+    calls=20,
+    bulk=20_000,
+    many=100_000,
+    large=16 * 2**20,
+    stores=20,
+    idle=10,
+    tasks=10_000,
 )
-QUICK = Scale(rounds=6, calls=20, bulk=500, many=2_000, large=2**20, stores=20)
+QUICK = Scale(
+    rounds=6,
+    calls=20,
+    bulk=500,
+    many=2_000,
+    large=2**20,
+    stores=20,
+    idle=5,
+    tasks=300,
+)
 
 
 @dataclass(frozen=True)

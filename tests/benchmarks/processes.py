@@ -29,12 +29,18 @@ class Crew:
 
     SIZE = 4
 
-    def __init__(self, writer: Callable[[int], Callable[[], None]], calls: int) -> None:
+    def __init__(
+        self,
+        writer: Callable[[int], Callable[[], None]],
+        calls: int,
+        size: int = SIZE,
+    ) -> None:
+        self._size = size
         go, self._go = os.pipe()
         self._ready, ready = os.pipe()
         self._results, results = os.pipe()
         self._pids = []
-        for number in range(self.SIZE):
+        for number in range(size):
             pid = os.fork()
             if pid == 0:
                 os.close(self._go)
@@ -43,9 +49,9 @@ class Crew:
         for descriptor in (go, ready, results):
             os.close(descriptor)
         count = 0
-        while some := os.read(self._ready, self.SIZE):
+        while some := os.read(self._ready, size):
             count += len(some)
-            if count == self.SIZE:
+            if count == size:
                 break
         os.close(self._ready)
 
@@ -57,7 +63,7 @@ class Crew:
         for pid in self._pids:
             os.waitpid(pid, 0)
         errors = [line for line in lines if isinstance(line, str)]
-        if errors or len(lines) != self.SIZE:
+        if errors or len(lines) != self._size:
             raise RuntimeError("\n".join(errors) or "a writer has died")
         return float(max(lines))
 
@@ -137,10 +143,15 @@ def first_write_ms(store: SqlStore, task: Task) -> float:
         store.save(task)
         return (time.perf_counter() - start) * 1000
 
+    return in_fork(save)
+
+
+def in_fork(function: Callable[[], float]) -> float:
+    """Return what a function returns in a forked child."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
-        _in_child(writer, save)
+        _in_child(writer, function)
     os.close(writer)
     with os.fdopen(reader) as pipe:
         said = json.loads(pipe.read())

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import cProfile
 import itertools
+import os
 import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from sessionstore import SessionStore, State, Task
-from tests.benchmarks import processes
+from tests.benchmarks import daemon, processes
 from tests.benchmarks.measure import Duel, Side
 from tests.benchmarks.places import Bench, Pair, sample
 
@@ -421,6 +422,93 @@ def _waiting_and_done(bench: Bench, number: int) -> SessionStore:
             task.execution.state = State.TERMINATED
         session.add_many(tasks)
     return session
+
+
+@_work(
+    "eight forked workers that claim, x two",
+    share=0.25,
+    # Beyond its cores a machine cannot do more; it must not do less.
+    postgresql=1.5 if (os.cpu_count() or 1) >= 8 else 1.0,
+)
+def claim_eight(bench: Bench) -> Duel:
+    session, total = bench.session(bench.new_url()), 8 * bench.scale.calls
+
+    def by(size: int) -> Side:
+        def crew() -> processes.Crew:
+            session.add_many([Task(f"job-{n}") for n in range(total + size)])
+            return processes.Crew(lambda _: one, total // size, size)
+
+        return Side(lambda crew: crew.run(), crew)
+
+    def one() -> None:
+        [_] = session.claim()
+
+    return Duel(by(8), by(2))
+
+
+# The daemon
+
+
+@_work(
+    "fork to a worker's first write",
+    unit="ms",
+    share=0.5,
+    sqlite=15.0,
+    postgresql=15.0,
+    mariadb=15.0,
+)
+def worker_first_write(bench: Bench) -> Iterator[float]:
+    url = bench.new_url()
+    session, other = bench.session(url), bench.session(url)
+    while True:
+        other.add(sample(0))
+        [claim] = session.claim()
+        yield daemon.first_write_ms(session, claim)
+
+
+@_work(
+    "a task's wait for an idle daemon",
+    unit="ms",
+    share=0.5,
+    sqlite=50.0,
+    postgresql=50.0,
+    mariadb=50.0,
+)
+def submitted(bench: Bench) -> Iterator[float]:
+    url = bench.new_url()
+    session = bench.session(url)
+    with daemon.running(url):
+        while True:
+            yield daemon.submitted_ms(session)
+
+
+@_work(
+    "a core's share that an idle daemon takes",
+    unit="%",
+    share=0.04,
+    sqlite=1.0,
+    postgresql=1.0,
+    mariadb=1.0,
+)
+def idle(bench: Bench) -> Iterator[float]:
+    with daemon.running(bench.new_url()) as process:
+        while True:
+            yield daemon.idle_percent(process, bench.scale.idle)
+
+
+@_work(
+    "a daemon's growth over 10,000 tasks",
+    unit="MiB",
+    share=0.01,
+    sqlite=2.0,
+    postgresql=2.0,
+)
+def daemon_growth(bench: Bench) -> Iterator[float]:
+    url = bench.new_url()
+    session = bench.session(url)
+    with daemon.running(url) as process:
+        while True:
+            yield daemon.growth_mib(process, session, bench.scale.tasks)
 
 
 @_work("import sessionstore, after sqlalchemy", unit="ms", share=0.25, sqlite=15.0)
