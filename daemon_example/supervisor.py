@@ -96,9 +96,9 @@ class Supervisor:
         # A database that can only be read has to show before anybody relies on us.
         store = self._session.store
         store.remove(store.save(Persistable()))
+        self._session.wait(0)  # from here on it misses nothing
         ready()
         notify(READY=1)
-        self._session.wait(0)  # from here on it misses nothing
         pause = IDLE
         while self._workers or self._ended or not self._is_stopping:
             try:
