@@ -7,6 +7,7 @@ from sessionstore.cli import (
     following,
     looking,
     mending,
+    moving,
     pruning,
     showing,
     summing,
@@ -25,5 +26,8 @@ add(following.tail)
 for change in changing.CHANGES:
     add(changing.changing(change), name=change.name)
 add(pruning.prune)
+add(moving.copy, shared=("json",))
+add(moving.export, shared=("url", "json"))
+add(moving.import_, name="import", shared=("url", "json"))
 add(mending.doctor, shared=("url", "json"))
 add(mending.migrate, shared=("url",))

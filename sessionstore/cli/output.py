@@ -163,10 +163,13 @@ class Output:
             chunk = list(islice(rows, CHUNK))
 
     @contextmanager
-    def progress(self, label: str, total: int | None) -> Iterator[Callable[[], None]]:
-        """Give a function to call at each step; a bar is shown if it takes long."""
+    def progress(self, label: str, total: int | None) -> Iterator[Callable[..., None]]:
+        """Give a function to call at each step, or with a number of steps.
+
+        A bar is shown if it takes long.
+        """
         if self.as_json or not sys.stderr.isatty():
-            yield lambda: None
+            yield lambda steps=1: None
             return
         from rich.progress import Progress
 
@@ -174,8 +177,8 @@ class Output:
         task = bar.add_task(label, total=total)
         begun_at = time.monotonic()
 
-        def step() -> None:
-            bar.advance(task)
+        def step(steps: int = 1) -> None:
+            bar.advance(task, steps)
             if not bar.live.is_started and time.monotonic() - begun_at > PATIENCE:
                 bar.start()
 

@@ -1,0 +1,168 @@
+"""Commands that move stores: to another database, to a file, and from either."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sessionstore import transfer
+from sessionstore.cli.common import Common, UsageError
+from sessionstore.cli.output import Output
+
+__all__ = ["copy", "export", "import_"]
+
+# Not named ``session``, which is one that every command has, with a default.
+Session = Annotated[
+    str | None,
+    typer.Option(
+        "--session", metavar="NAME", help="This session only; else the whole store."
+    ),
+]
+As = Annotated[
+    str | None,
+    typer.Option("--as", metavar="NAME", help="What the session is called there."),
+]
+Verify = Annotated[
+    bool, typer.Option("--verify", help="Read all back, and compare it.")
+]
+
+
+def copy(
+    common: Common,
+    source: Annotated[str, typer.Argument(metavar="SRC", show_default=False)],
+    target: Annotated[str, typer.Argument(metavar="DST", show_default=False)],
+    only: Session = None,
+    rename: As = None,
+    verify: Verify = False,
+) -> None:
+    """Copy a store, or a session of it, to another database or table.
+
+    What was interrupted goes on when it is run again. A command line is shown to
+    everybody: leave passwords to the drivers' own files, or use export and import.
+    """
+    with shown(common.output) as progress:
+        done = transfer.copy(
+            source,
+            target,
+            session=only,
+            rename=rename,
+            verify=verify,
+            progress=progress,
+        )
+    _report(common.output, done)
+
+
+def export(
+    common: Common,
+    file: Annotated[Path, typer.Argument(metavar="FILE", show_default=False)],
+    only: Session = None,
+    verify: Verify = False,
+) -> None:
+    """Write a store, or a session of it, to an archive, a new file.
+
+    Workers may go on meanwhile: it has what was there at one moment.
+    """
+    with shown(common.output) as progress, common.store() as store:
+        done = transfer.export(
+            store, file, session=only, verify=verify, progress=progress
+        )
+    _report(common.output, done)
+
+
+def import_(
+    common: Common,
+    file: Annotated[Path, typer.Argument(metavar="FILE|DIRECTORY", show_default=False)],
+    rename: As = None,
+    verify: Verify = False,
+    objects: Annotated[
+        str | None,
+        typer.Option(
+            "--objects",
+            metavar="URL",
+            help="Where the objects of a directory are now, if not where it says.",
+        ),
+    ] = None,
+) -> int:
+    """Read an archive, or a session directory of GC3Pie's, into a store.
+
+    What was interrupted goes on, or begins anew, when it is run again.
+    """
+    if not common.url:
+        raise UsageError("no store is named: give --url, or set SESSIONSTORE_URL")
+    if file.is_dir():
+        if verify:
+            raise UsageError("--verify is for archives")
+        return _import_directory(common, common.url, file, rename, objects)
+    if objects is not None:
+        raise UsageError("--objects is for session directories of GC3Pie's")
+    with shown(common.output) as progress:
+        done = transfer.import_archive(
+            file, common.url, rename=rename, verify=verify, progress=progress
+        )
+    _report(common.output, done)
+    return 0
+
+
+def _import_directory(
+    common: Common, url: str, path: Path, name: str | None, objects: str | None
+) -> int:
+    output = common.output
+    with shown(output) as progress:
+        done = transfer.import_gc3pie(
+            path, url, name=name, store_url=objects, progress=progress
+        )
+    remarks = [
+        *(
+            {"object": was, "remark": f"is {now} here"}
+            for was, now in done.mapped.items()
+        ),
+        *({"object": was, "remark": "is missing"} for was in done.missing),
+        *({"object": was, "remark": "cannot be read"} for was in done.unreadable),
+    ]
+    summary = {"session": done.session, "objects": done.objects}
+    if output.as_json:
+        output.record({**summary, "remarks": remarks})
+    else:
+        output.record(summary)
+        if remarks:
+            output.rows(("object", "remark"), remarks)
+    return 1 if done.missing else 0
+
+
+def _report(output: Output, done: transfer.Transfer) -> None:
+    row: dict[str, object] = {
+        "objects": done.objects,
+        "written": done.written,
+        "sessions": done.sessions if output.as_json else ", ".join(done.sessions),
+    }
+    if done.digest is not None:
+        row["sha256"] = done.digest
+    output.record(row)
+
+
+@contextmanager
+def shown(output: Output) -> Iterator[transfer.Progress]:
+    """Give what shows a bar for each part of a transfer."""
+    with ExitStack() as bars:
+        shown = _Shown(output, bars)
+        yield shown
+
+
+class _Shown:
+    def __init__(self, output: Output, bars: ExitStack) -> None:
+        self._output = output
+        self._bars = bars
+        self._what = ""
+        self._done = 0
+
+    def __call__(self, what: str, done: int, total: int | None) -> None:
+        if what != self._what:
+            self._bars.close()
+            self._step = self._bars.enter_context(self._output.progress(what, total))
+            self._what, self._done = what, 0
+        self._step(done - self._done)
+        self._done = done
