@@ -48,7 +48,9 @@ def missing(*programs: str) -> str:
         return f"not installed: {', '.join(lacking)}"
     if not os.access(_cgroups(), os.W_OK) or not (_cgroups() / "cgroup.procs").exists():
         return "no cgroup can be made here"
-    return ""
+    unshare = ["unshare", *_NAMESPACES, "--net", "--fork", "true"]
+    tried = subprocess.run(unshare, capture_output=True, text=True, check=False)
+    return tried.stderr.strip()
 
 
 def _cgroups() -> Path:
@@ -89,7 +91,7 @@ class Box:
         self._namespaces = [*_NAMESPACES, *(["--net"] if has_network else [])]
         self.cgroup = _cgroups() / f"sessionstore-{os.getpid()}-{time.monotonic_ns()}"
         self.pid = 0
-        self._process: subprocess.Popen[bytes]
+        self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Box:
         self._lay_out()
@@ -139,17 +141,19 @@ class Box:
     def shut_down(self) -> None:
         """Have it end as a host does, each of its units in turn."""
         self.systemctl("exit")
+        assert self._process is not None
         self._process.wait(self.BOUND)
 
     def end(self) -> None:
         """End all that is in it at once, and remove its cgroups."""
-        # With PID 1 the kernel ends all that are in its PID namespace; unshare(1) waits
-        # for it.
-        if self.pid and self._process.poll() is None:
-            os.kill(self.pid, signal.SIGKILL)
-        else:
-            self._process.kill()
-        self._process.wait(self.BOUND)
+        if self._process is not None:
+            # With PID 1 the kernel ends all that are in its PID namespace; unshare(1)
+            # waits for it.
+            if self.pid and self._process.poll() is None:
+                os.kill(self.pid, signal.SIGKILL)
+            else:
+                self._process.kill()
+            self._process.wait(self.BOUND)
         deadline = time.monotonic() + self.BOUND
         while self.cgroup.exists():
             # Deepest first; they are busy until the last process was reaped.
@@ -162,10 +166,9 @@ class Box:
     def journal(self, *words: str) -> str:
         """Return what its journal has."""
         # What was said is there only when journald got to it.
-        for arguments in (["--sync"], ["--output=short-monotonic", *words]):
-            process = self.popen("journalctl", "--quiet", "--no-pager", *arguments)
-            said, _ = process.communicate(timeout=self.BOUND)
-        return said
+        self.run("journalctl", "--sync", status=None)
+        show = ["journalctl", "--quiet", "--no-pager", "--output=short-monotonic"]
+        return self.run(*show, *words, status=None)
 
     def _lay_out(self) -> None:
         contents = self._contents
@@ -175,7 +178,7 @@ class Box:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
             path.chmod(0o755 if text.startswith("#!") else 0o644)
-        lines = [f"{place} {path}\n" for place, path in contents.binds.items()]
+        lines = [f"{place}\t{path}\n" for place, path in contents.binds.items()]
         (self.folder / "binds").write_text("".join(lines))
         (self.folder / "prepare").write_text("\n".join(["set -e", *contents.commands]))
 
@@ -198,15 +201,15 @@ class Box:
                 stderr=log,
                 preexec_fn=enter,
             )
-        while not self._answers():
+        while not self._answers(self._process):
             if self._process.poll() is not None or time.monotonic() > deadline:
                 said = (self.folder / "log").read_text(errors="replace")
                 raise RuntimeError(f"systemd did not start in its box:\n{said}")
             time.sleep(0.02)
 
-    def _answers(self) -> bool:
+    def _answers(self, unshare: subprocess.Popen[bytes]) -> bool:
         if not self.pid:
-            children = psutil.Process(self._process.pid).children()
+            children = psutil.Process(unshare.pid).children()
             self.pid = children[0].pid if children else 0
             return False
         try:

@@ -49,7 +49,6 @@ def installed(url: str = "", dropin: str = "", more: str = "") -> Contents:
         contents.binds[base] = "/opt/python"
         python = Path("/opt/python") / python.relative_to(base)
         contents.files["etc/ld.so.conf.d/python.conf"] = "/opt/python/lib\n"
-        contents.commands.append("ldconfig")
     if _USER:
         user = f"u {_USER[1]} - - /"
         contents.commands.append(f"systemd-sysusers --inline '{user}'")

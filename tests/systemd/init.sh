@@ -19,8 +19,8 @@ for name in etc opt var; do
         overlay "/$name"
 done
 
-# What has to be seen under paths of its own: a line "FROM TO" each.
-while read -r from to; do
+# What has to be seen under paths of its own: a line each, with a tab between the two.
+while IFS='	' read -r from to; do
     mkdir -p "$to"
     mount --bind "$from" "$to"
 done <"$folder/binds"
