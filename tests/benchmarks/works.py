@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sessionstore import SessionStore, State, Task
+from sessionstore import SessionStore, SqlStore, State, Task, transfer
 from tests.benchmarks import daemon, processes
 from tests.benchmarks.measure import Duel, Side
 from tests.benchmarks.places import Bench, Pair, sample
@@ -210,6 +210,31 @@ def add_many(bench: Bench) -> Duel:
     pair, bulk = bench.pair(), bench.scale.bulk
     return Duel(
         Side(pair.ours.add_many, _tasks(bulk)), Side(pair.raw.add_many, _tasks(bulk))
+    )
+
+
+@_work(
+    "copy to another database, x SessionStore.add_many",
+    share=0.1,
+    sqlite=0.5,
+    postgresql=0.5,
+)
+def copy(bench: Bench) -> Duel:
+    source, tasks = bench.new_url(), _tasks(bench.scale.bulk)
+    bench.session(source).add_many(tasks())
+
+    def empty() -> str:
+        url = bench.new_url()
+        with SqlStore(url) as store:
+            store.count()  # which makes the tables
+        return url
+
+    return Duel(
+        Side(lambda url: transfer.copy(source, url), empty),
+        Side(
+            lambda given: given[0].add_many(given[1]),
+            lambda: (bench.session(empty()), tasks()),
+        ),
     )
 
 
