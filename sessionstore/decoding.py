@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copyreg
-import importlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from sessionstore import renaming
 from sessionstore.errors import DecodeError, NotFoundError
+from sessionstore.renaming import Renaming
 from sessionstore.serialization import (
     Decoded,
     Row,
@@ -37,13 +38,18 @@ def decode(
     fetch: Callable[[Sequence[int]], Mapping[int, Row]],
     live: Callable[[int], object | None],
     serializer: Serializer,
+    renamed: Renaming | None = None,
 ) -> Decoded:
     """Read the objects with these IDs, and those they refer to.
 
     ``live`` returns an object that is in memory already, which is then referred to
     instead of read again; the given IDs themselves are always read.
     """
-    return _Decoder(fetch, live, serializer).run(ids)
+    decoder = _Decoder(fetch, live, serializer)
+    if renamed is None:
+        return decoder.run(ids)
+    with renamed.used():
+        return decoder.run(ids)
 
 
 class _Decoder:
@@ -143,7 +149,7 @@ class _Decoder:
             self._refers_to.setdefault(self._under_way[-1], set()).add(object_id)
             there = self._there(object_id)
             if there is None:
-                cls = _find_class(module, name)
+                cls = renaming.find(module, name)
                 if not _can_be_filled(cls) or self._is_wanted_whole(cls, object_id):
                     return self._read_at_once(object_id)
                 there = self._empty[object_id] = cls.__new__(cls)
@@ -246,13 +252,6 @@ def fill(target: object, source: object) -> None:
     elif isinstance(source, (dict, set)):
         target.clear()  # type: ignore[attr-defined]
         target.update(source)  # type: ignore[attr-defined]
-
-
-def _find_class(module: str, name: str) -> Any:
-    found: Any = importlib.import_module(module)
-    for part in name.split("."):
-        found = getattr(found, part)
-    return found
 
 
 def _class_path(payload: bytes | None) -> str:

@@ -31,6 +31,7 @@ from sessionstore.files import (
 from sessionstore.ids import IdFactory, IdSource
 from sessionstore.origin import Origin, assign_id
 from sessionstore.persistable import Persistable, mark
+from sessionstore.renaming import Renaming
 from sessionstore.serialization import PickleSerializer, Record, Row, Serializer
 from sessionstore.store import Store, register
 from sessionstore.url import Url
@@ -72,8 +73,9 @@ class FilesystemStore(Store):
     ever had.  The default draws 63 random bits from the system, so that processes,
     forks and hosts that share the folder need not know of each other (G5).
 
-    Options: ``protocol`` (pickle's), ``serializer`` (instead of pickle).  Those of
-    ``SqlStore`` are ignored, and any other is too, with a warning.
+    Options: ``protocol`` (pickle's); ``serializer`` (see ``sessionstore.serializers``);
+    ``rename`` (as for ``SqlStore``).  The other options of ``SqlStore`` are ignored,
+    and what is none of these is too, with a warning.
 
     The constructor touches no file.
 
@@ -93,6 +95,7 @@ class FilesystemStore(Store):
         protocol: int = pickle.HIGHEST_PROTOCOL,
         *,
         serializer: Serializer | None = None,
+        rename: Mapping[str, str] | None = None,
         **extra_args: object,
     ) -> None:
         for name in sorted(extra_args.keys() - _OPTIONS_OF_OTHERS):
@@ -107,6 +110,7 @@ class FilesystemStore(Store):
             "idfactory": idfactory,
             "protocol": protocol,
             "serializer": serializer,
+            "rename": rename,
         }
         if idfactory is None:
             idfactory = IdFactory()
@@ -114,6 +118,7 @@ class FilesystemStore(Store):
             idfactory = idfactory.bind(_random_id)
         self._idfactory = idfactory
         self._serializer = serializer or PickleSerializer(protocol)
+        self._renamed = Renaming(rename) if rename else None
         self._origin = Origin(f"file://{self.directory}")
         self._live: weakref.WeakValueDictionary[int, Any] = (
             weakref.WeakValueDictionary()
@@ -168,6 +173,7 @@ class FilesystemStore(Store):
                 fetch=self._fetch,
                 live=self._live.get,
                 serializer=self._serializer,
+                renamed=self._renamed,
             )
             if key in decoded.errors:
                 raise decoded.errors[key]

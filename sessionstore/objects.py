@@ -28,6 +28,7 @@ from sessionstore.failures import DuplicateKeyError
 from sessionstore.identity_map import IdentityMap
 from sessionstore.ids import IdFactory, IdSource
 from sessionstore.kept import KeptConnection
+from sessionstore.renaming import Renaming
 from sessionstore.schema import CURRENT_VERSION, Schema, fits
 from sessionstore.serialization import (
     Decoded,
@@ -61,11 +62,13 @@ class ObjectTable:
         *,
         idfactory: IdSource | None,
         serializer: Serializer | None,
+        renamed: Renaming | None = None,
         create: bool,
     ) -> None:
         self.database = database
         self.schema = schema
         self.serializer = serializer or PickleSerializer()
+        self._renamed = renamed
         #: The live objects of this table.
         self.identities = IdentityMap(database, f"{database.name}#{schema.name}")
         self._create = create
@@ -313,6 +316,7 @@ class ObjectTable:
                     fetch=lambda some: fetch(kept, some),
                     live=self.identities.live,
                     serializer=self.serializer,
+                    renamed=self._renamed,
                 )
                 self.identities.adopt(decoded.objects)
                 if adopt is not None:

@@ -21,6 +21,7 @@ from sessionstore.files import make_folder
 from sessionstore.ids import IdSource, IntId
 from sessionstore.location import located
 from sessionstore.objects import ObjectTable, key_of, only
+from sessionstore.renaming import Renaming
 from sessionstore.schema import Schema
 from sessionstore.serialization import Serializer
 from sessionstore.store import Store, register_fallback
@@ -45,10 +46,12 @@ class SqlStore(Store):
 
     With ``create=False`` nothing is created: no table, no SQLite file.
 
-    Options: ``serializer``; ``synchronous`` (SQLite: OFF, NORMAL, FULL or EXTRA);
-    ``busy_timeout`` (seconds to wait for other writers); ``engine_options`` (for
-    ``sqlalchemy.create_engine``).  Those of ``FilesystemStore`` are ignored, and any
-    other is too, with a warning.
+    Options: ``serializer`` (see ``sessionstore.serializers``); ``rename`` (classes that
+    have moved, as ``{"old.module:Old": "new.module:New"}``, or modules; objects are
+    found under either name, and saved under the new one); ``synchronous`` (SQLite:
+    OFF, NORMAL, FULL or EXTRA); ``busy_timeout`` (seconds to wait for other writers);
+    ``engine_options`` (for ``sqlalchemy.create_engine``).  Those of
+    ``FilesystemStore`` are ignored, and any other is too, with a warning.
 
     The constructor touches no database.  A store may be used by any number of
     threads, and goes on working on both sides of a fork; see ``sessionstore.fork``.
@@ -73,6 +76,7 @@ class SqlStore(Store):
         create: bool = True,
         *,
         serializer: Serializer | None = None,
+        rename: Mapping[str, str] | None = None,
         synchronous: str = "FULL",
         busy_timeout: float = 30.0,
         engine_options: Mapping[str, Any] | None = None,
@@ -99,6 +103,7 @@ class SqlStore(Store):
             "extra_fields": dict(extra_fields or {}),
             "create": create,
             "serializer": serializer,
+            "rename": rename,
             "synchronous": synchronous,
             "busy_timeout": busy_timeout,
             "engine_options": engine_options,
@@ -118,6 +123,7 @@ class SqlStore(Store):
             schema,
             idfactory=idfactory,
             serializer=serializer,
+            renamed=Renaming(rename) if rename else None,
             create=create,
         )
 

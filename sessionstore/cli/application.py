@@ -16,7 +16,13 @@ from sessionstore.cli.output import Output, end_quietly
 from sessionstore.listing import Listing
 from sessionstore.opening import sql_store
 
-__all__ = ["add", "app"]
+__all__ = ["READS", "READS_STORE", "SHARED", "add", "app"]
+
+#: The options of most commands.
+SHARED = ("url", "session", "json")
+#: The shared options of commands that unpickle, of one session and of a whole store.
+READS = ("url", "session", "json", "serializer", "rename")
+READS_STORE = ("url", "json", "serializer", "rename")
 
 app = typer.Typer(
     help="Look into session stores, and change what is in them.",
@@ -61,10 +67,30 @@ SessionName = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")]
 
+SerializerName = Annotated[
+    str | None,
+    typer.Option(
+        "--serializer",
+        envvar="SESSIONSTORE_SERIALIZER",
+        metavar="MODULE:NAME",
+        help="Where your program has the store's serializer, if it gives it one.",
+    ),
+]
+Rename = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--rename",
+        metavar="OLD=NEW",
+        help="A class that has moved, as old.module:Old=new.module:New, or a module.",
+    ),
+]
+
 _SHARED: dict[str, tuple[Any, object]] = {
     "url": (Url, None),
     "session": (SessionName, "default"),
     "json": (Json, False),
+    "serializer": (SerializerName, None),
+    "rename": (Rename, None),
 }
 
 
@@ -79,7 +105,7 @@ def add(
     *,
     name: str | None = None,
     panel: str | None = None,
-    shared: tuple[str, ...] = ("url", "session", "json"),
+    shared: tuple[str, ...] = SHARED,
 ) -> None:
     """Make a function a command, with those of the shared options that it uses.
 
@@ -101,6 +127,8 @@ def add(
             Output(as_json=given.pop("json", False)),
             given.pop("url", None),
             given.pop("session", "default"),
+            given.pop("serializer", None),
+            given.pop("rename", None) or (),
         )
         try:
             return function(common, **given)

@@ -12,22 +12,25 @@ from sessionstore.cli import (
     showing,
     summing,
 )
-from sessionstore.cli.application import add, app
+from sessionstore.cli.application import READS, READS_STORE, SHARED, add, app
 
 __all__ = ["app"]
 
 add(looking.sessions, shared=("url", "json"))
 add(looking.ls)
-add(showing.show)
+add(showing.show, shared=READS)
 add(showing.history)
 add(summing.stats)
 add(following.watch)
 add(following.tail)
 for change in changing.CHANGES:
-    add(changing.changing(change), name=change.name)
+    shared = READS if change.name == "remove" else SHARED
+    add(changing.changing(change), name=change.name, shared=shared)
 add(pruning.prune)
 add(moving.copy, shared=("json",))
 add(moving.export, shared=("url", "json"))
 add(moving.import_, name="import", shared=("url", "json"))
-add(mending.doctor, shared=("url", "json"))
+add(mending.doctor, shared=READS_STORE)
+add(mending.unreadable, shared=READS_STORE)
+add(mending.repickle, shared=READS_STORE)
 add(mending.migrate, shared=("url",))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import importlib
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -11,6 +12,7 @@ import typer
 from sessionstore.cli.output import Output
 from sessionstore.listing import Listing
 from sessionstore.opening import sql_store
+from sessionstore.serializers import Serializer
 from sessionstore.session import SessionStore
 from sessionstore.sql import SqlStore
 
@@ -34,13 +36,21 @@ class Common:
     #: As given, with its password.
     url: str | None = field(default=None, repr=False)
     session: str = "default"
+    #: Where the serializer is, as ``module:name``.
+    serializer: str | None = None
+    #: Old and new names of classes, as ``old=new``.
+    rename: Sequence[str] = ()
 
     @contextmanager
     def store(self) -> Iterator[SqlStore]:
         """Give the store that was named."""
         if not self.url:
             raise UsageError("no store is named: give --url, or set SESSIONSTORE_URL")
-        with sql_store(self.url, False, {}) as store:
+        options = {
+            "serializer": self.serializer and _serializer(self.serializer),
+            "rename": dict(map(_names, self.rename)),
+        }
+        with sql_store(self.url, False, options) as store:
             yield store
 
     @contextmanager
@@ -57,3 +67,28 @@ class Common:
             # First, as it tells of names that are nearly the same.
             session_id = listing.session_id(self.session)
             yield SessionStore(store, self.session, create=False), listing, session_id
+
+
+def _serializer(place: str) -> Serializer:
+    """Return the serializer that stands in a module under a name."""
+    module, colon, name = place.partition(":")
+    if not (module and colon and name):
+        raise UsageError(f"--serializer {place!r}: write module:name")
+    try:
+        found: Serializer = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(
+            f"--serializer {place!r}: {error}; modules are looked for as by Python, "
+            "and in PYTHONPATH"
+        ) from error
+    if not (hasattr(found, "dumps") and hasattr(found, "loads")):
+        raise UsageError(f"--serializer {place!r}: it has no dumps and loads")
+    return found
+
+
+def _names(pair: str) -> tuple[str, str]:
+    """Return an old and a new name."""
+    old, equals, new = pair.partition("=")
+    if not equals:
+        raise UsageError(f"--rename {pair!r}: write old.module:Old=new.module:New")
+    return old, new

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated
 
 import typer
 from rich.text import Text
 
+from sessionstore import doctor as doctors
 from sessionstore.cli.common import Common
-from sessionstore.cli.output import visible
-from sessionstore.doctor import Finding, Level, examine
-from sessionstore.doctor.tables import migrate as migrate_tables
+from sessionstore.cli.output import Row, visible
+from sessionstore.doctor import Finding, Level
 
-__all__ = ["doctor", "migrate"]
+__all__ = ["doctor", "migrate", "repickle", "unreadable"]
 
 _COLUMNS = ("level", "check", "what", "why", "remedy")
 _STYLES = {Level.OK: "green", Level.NOTE: "yellow", Level.WRONG: "bold red"}
@@ -31,7 +32,7 @@ def doctor(
     """
     wrong = 0
     with common.store() as store:
-        for finding in examine(store):
+        for finding in doctors.examine(store):
             _show(common, finding)
             if finding.level is not Level.WRONG:
                 continue
@@ -59,7 +60,53 @@ def _show(common: Common, finding: Finding) -> None:
     output.console.print(line, soft_wrap=True)
 
 
+def unreadable(common: Common) -> int:
+    """List the objects that cannot be read, and why. Status 1: there are some.
+
+    With --rename, those that cannot be read then either.
+    """
+    found = 0
+
+    def rows() -> Iterator[Row]:
+        nonlocal found
+        for error in doctors.unreadable(store):
+            found += 1
+            yield {"id": error.id, "reason": str(error)}
+
+    with common.store() as store:
+        common.output.rows(("id", "reason"), rows())
+    return 1 if found else 0
+
+
+def repickle(
+    common: Common,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only list the objects that would change.")
+    ] = False,
+) -> int:
+    """Write objects anew as --rename and --serializer have it, in batches.
+
+    Tasks that are claimed are left for later. Status 1: some could not be written.
+    """
+    problems = 0
+
+    def rows() -> Iterator[Row]:
+        nonlocal problems
+        for one in doctors.repickle(store, dry_run=dry_run):
+            problems += bool(one.problem)
+            yield {
+                "id": one.id,
+                "bytes": one.new_size,
+                "before": one.old_size,
+                "reason": one.problem or None,
+            }
+
+    with common.store() as store:
+        common.output.rows(("id", "bytes", "before", "reason"), rows())
+    return 1 if problems else 0
+
+
 def migrate(common: Common) -> None:
     """Bring a store's tables up to date, or make those that sessions need."""
     with common.store() as store:
-        migrate_tables(store)
+        doctors.migrate(store)

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["STYLES", "Output", "complain", "duration", "visible"]
+__all__ = ["STYLES", "Output", "Row", "complain", "duration", "visible"]
 
 #: Rows of one table; what comes after them is one more, under the same heads.
 CHUNK = 500

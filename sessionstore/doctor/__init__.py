@@ -15,10 +15,21 @@ from collections.abc import Iterator
 from sessionstore.doctor import files, holders, ids, payloads, rows, server, tables
 from sessionstore.doctor.finding import Finding, Level, Patient
 from sessionstore.doctor.look import looking
+from sessionstore.doctor.payloads import unreadable
+from sessionstore.doctor.repickling import Repickled, repickle
+from sessionstore.doctor.tables import migrate
 from sessionstore.errors import SessionStoreError
 from sessionstore.sql import SqlStore
 
-__all__ = ["Finding", "Level", "examine"]
+__all__ = [
+    "Finding",
+    "Level",
+    "Repickled",
+    "examine",
+    "migrate",
+    "repickle",
+    "unreadable",
+]
 
 _ALWAYS = (server.check, files.check, tables.check)
 #: Those that can be made only where the tables fit.

@@ -9,6 +9,7 @@ from enum import Enum
 from typing import Any
 
 from sessionstore.errors import ConfigurationError, DecodeError
+from sessionstore.renaming import find, now_at
 
 __all__ = ["ALWAYS", "Allowed", "Entry"]
 
@@ -67,10 +68,8 @@ class Allowed:
     def find(self, module: str, name: str) -> Any:
         """Return what a listed name stands for, or raise what importing it raises."""
         self.check(module, name)
-        found: Any = importlib.import_module(module)
-        for part in name.split("."):
-            found = getattr(found, part)
-        return found
+        self.check(*now_at(module, name))
+        return find(module, name)
 
     def is_enum(self, module: str, name: str) -> bool:
         """Say whether a listed name is that of an Enum, whose members are shared."""

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from sessionstore.renaming import now_at, present
 from sessionstore.serializers.allowed import Allowed, Entry
 from sessionstore.serializers.envelope import refuse_envelope
 from sessionstore.serializers.protocol import Serializer
@@ -21,6 +22,12 @@ class _Pickler(pickle.Pickler):
 
 class _Unpickler(pickle.Unpickler):
     persistent_load: Callable[[Any], object]
+
+
+class _RenamingUnpickler(_Unpickler):
+    # On its own, as a method of Python's for each class would slow all loading down.
+    def find_class(self, module: str, name: str) -> Any:
+        return super().find_class(*now_at(module, name))
 
 
 class PickleSerializer:
@@ -82,7 +89,8 @@ class PickleSerializer:
         """Return the object that was pickled."""
         if self._checked is not None:
             return self._checked.loads(payload, persistent_load)
-        unpickler = _Unpickler(io.BytesIO(payload))
+        unpickler_class = _Unpickler if present() is None else _RenamingUnpickler
+        unpickler = unpickler_class(io.BytesIO(payload))
         unpickler.persistent_load = persistent_load
         try:
             return unpickler.load()
