@@ -6,7 +6,7 @@ import errno
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from sessionstore.errors import StoreError, StoreUnavailableError
 
@@ -28,8 +28,7 @@ _PASSING = frozenset(
 _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS})
 
 
-@dataclass(frozen=True, slots=True)
-class Draft:
+class Draft(NamedTuple):
     """One file to be written: a new one, or in the place of one that is there."""
 
     name: str

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 __all__ = ["MAX_HOLDER", "Holder"]
 
@@ -14,8 +14,7 @@ MAX_HOLDER = 255
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
-@dataclass(frozen=True, slots=True)
-class Holder:
+class Holder(NamedTuple):
     """A process, on whatever host.
 
     A PID comes back, on the same host too.  So it goes with the PID namespace that

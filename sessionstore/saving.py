@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from sessionstore.errors import ConflictError, EncodeError
 from sessionstore.history import check_transition, clean, state_from
@@ -19,8 +18,7 @@ from sessionstore.task import State
 __all__ = ["Change", "check_change", "check_persistable", "save_graph"]
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(NamedTuple):
     """A transition that was asked for, beside the new state itself."""
 
     #: The states it may start from; None: any that is legal.

@@ -14,7 +14,6 @@ connection: a ``Record`` is all that goes down to SQL, a ``Row`` all that comes 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from sessionstore.errors import LoadError
@@ -58,14 +57,16 @@ class Row(NamedTuple):
     returncode: int | None = None
 
 
-@dataclass(slots=True)
 class Decoded:
     """What could be read, and why the rest could not."""
 
-    objects: dict[int, object] = field(default_factory=dict)
-    errors: dict[int, LoadError] = field(default_factory=dict)
-    #: The rows that were fetched for them, the nested objects' included.
-    rows: dict[int, Row] = field(default_factory=dict)
+    __slots__ = ("errors", "objects", "rows")
+
+    def __init__(self) -> None:
+        self.objects: dict[int, object] = {}
+        self.errors: dict[int, LoadError] = {}
+        #: The rows that were fetched for them, the nested objects' included.
+        self.rows: dict[int, Row] = {}
 
 
 def state_of(obj: object) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import signal
 import threading
@@ -24,7 +23,7 @@ from tests.test_claims import end_lease, states
 
 def hand_to(session: SessionStore, id_: int, **differences: Any) -> None:
     """Have a task held by a process like this one, but for something."""
-    holder = dataclasses.replace(Holder.current(), **differences)
+    holder = Holder.current()._replace(**differences)
     with session.transaction() as connection:
         connection.execute(
             text("UPDATE store_job SET holder = :h WHERE job_id = :id"),
@@ -40,12 +39,12 @@ def test_holder_is_read_as_it_was_written() -> None:
     here = Holder.current()
     assert Holder.parse(str(here)) == here
     assert here.pid == os.getpid()
-    long = dataclasses.replace(here, host="ü" * 300)
+    long = here._replace(host="ü" * 300)
     assert len(str(long)) == MAX_HOLDER
     read = Holder.parse(str(long))
     assert read is not None
     assert read.host == "ü" * len(read.host)
-    assert dataclasses.replace(read, host=here.host) == here
+    assert read._replace(host=here.host) == here
     for wrong in ("", "somebody", "a/b/c/d/e", "a/b/1/2"):
         assert Holder.parse(wrong) is None
 
@@ -103,7 +102,7 @@ def test_holder_is_gone_where_that_can_be_known(
     differences: dict[str, Any], is_gone: bool
 ) -> None:
     """On its own host, by its boot; or by its start, in its own PID namespace."""
-    holder = dataclasses.replace(Holder.current(), **differences)
+    holder = Holder.current()._replace(**differences)
     assert holder.is_gone() is is_gone
 
 
@@ -112,7 +111,7 @@ def test_process_that_cannot_be_looked_at_is_not_gone(
 ) -> None:
     """With hidepid another user's process has no file in /proc."""
     here = Holder.current()
-    gone = dataclasses.replace(here, pid=2**22 + 1)
+    gone = here._replace(pid=2**22 + 1)
     assert gone.is_gone()
 
     def kill(pid: int, number: int) -> None:
