@@ -113,6 +113,10 @@ def clean(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
+def _here() -> dict[str, Any]:
+    return {"host": clean(socket.gethostname(), MAX_NAME), "pid": os.getpid()}
+
+
 class History:
     """The append-only table of transitions."""
 
@@ -122,6 +126,16 @@ class History:
         self._columns = [column.name for column in table.columns]
         #: Adds a row.
         self.insert = Statement(insert(table))
+        added_at = (
+            select(schema.jobs.c.created_at)
+            .where(schema.jobs.c.job_id == bindparam("job_id"))
+            .scalar_subquery()
+        )
+        self._begin = Statement(
+            insert(table).values(
+                {name: bindparam(name) for name in self._columns} | {"at": added_at}
+            )
+        )
         self._of_job = Statement(
             select(table)
             .where(table.c.job_id == bindparam("job"))
@@ -133,13 +147,17 @@ class History:
             )
         )
 
+    def begin(self, kept: KeptConnection, row: dict[str, Any]) -> None:
+        """Add a job's first row, as of when the job was added."""
+        kept.change(self._begin, {**row, **_here()})
+
     def append(
         self, kept: KeptConnection, rows: Sequence[dict[str, Any]]
     ) -> Sequence[dict[str, Any]]:
         """Add rows, of this host and process, and return them whole."""
-        host, pid = clean(socket.gethostname(), MAX_NAME), os.getpid()
+        here = _here()
         for row in rows:
-            row["host"], row["pid"] = host, pid
+            row.update(here)
         if rows:
             kept.change_many(self.insert, rows)
         return rows
@@ -177,11 +195,11 @@ class History:
         revision: int,
         old: str | None,
         new: str,
-        at: int,
+        at: int | None,
         info: str,
         returncode: int | None,
     ) -> dict[str, Any]:
-        """Return a new row for ``append``."""
+        """Return a new row for ``append``, or without ``at`` for ``begin``."""
         return {
             "job_id": int(job_id),
             "revision": revision,

@@ -76,8 +76,7 @@ class IdentityMap:
     # Bookkeeping on objects
 
     def stored(self, records: Sequence[Record]) -> None:
-        """Note on objects that their rows were written."""
-        self.undo_later([record.obj for record in records])
+        """Note on objects, after ``undo_later``, that their rows were written."""
         for obj, object_id, *_ in records:
             self._note_stored(obj, object_id)
         self._remember({int(record.id): record.obj for record in records})

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from sqlalchemy import bindparam, delete, func, insert, select, update
+from sqlalchemy import bindparam, delete, insert, select, update
 
 from sessionstore.changes import Changes
 from sessionstore.clock import Now
 from sessionstore.errors import ConfigurationError, NotFoundError
 from sessionstore.failures import DuplicateKeyError
 from sessionstore.history import History
-from sessionstore.jobs import Job, JobTable, check_holder
+from sessionstore.jobs import (
+    Job,
+    JobTable,
+    check_holder,
+    last_position,
+    locked_session,
+)
 from sessionstore.kept import KeptConnection
 from sessionstore.leases import LeaseTable
 from sessionstore.objects import PAGE, ObjectTable
@@ -49,16 +55,8 @@ class Index:
         self.leases = LeaseTable(self.database.settings, objects.schema)
         self.history = History(self.database, objects.schema)
         table = objects.schema.sessions
-        jobs = objects.schema.jobs
-        last = select(func.max(jobs.c.position)).where(
-            jobs.c.session_id == bindparam("session")
-        )
-        # The lock keeps the session from being destroyed under an addition.
-        self._end = Statement(
-            select(func.coalesce(last.scalar_subquery(), 0), Now())
-            .where(table.c.id == bindparam("session"), table.c.name == name)
-            .with_for_update(read=True)
-        )
+        schema = objects.schema
+        self._end = Statement(locked_session(schema, last_position(schema), Now()))
         self._create = Statement(
             insert(table).values(name=bindparam("name"), created_at=Now())
         )
@@ -135,11 +133,20 @@ class Index:
 
     def end(self, kept: KeptConnection) -> tuple[int, int]:
         """Return the last job's position, and the database's time."""
-        row = kept.row(self._end, {"session": self.id})
+        session = {"session": self.id, "session_name": self.name}
+        row = kept.row(self._end, session)
         if row is None:
             raise self._destroyed()
         last, now = row
         return int(last), int(now)
+
+    def append(
+        self, kept: KeptConnection, job: dict[str, Any], entry: dict[str, Any]
+    ) -> None:
+        """Add one job's row, and what its history begins with."""
+        if not self.jobs.append(kept, self.id, self.name, job):
+            raise self._destroyed()
+        self.history.begin(kept, entry)
 
     def finish(self) -> None:
         """Note that the session's work is done."""

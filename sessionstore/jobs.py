@@ -7,11 +7,14 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import (
     ColumnElement,
+    Insert,
+    Select,
     Table,
     bindparam,
     delete,
     func,
     insert,
+    literal,
     select,
     tuple_,
     update,
@@ -72,6 +75,7 @@ class JobTable:
         self._read = ByIds(lambda names: read.where(_among(table.c.job_id, names)))
         self._lock = ByIds(lambda names: lock.where(_among(table.c.job_id, names)))
         self._insert = Statement(insert(table))
+        self._append = Statement(_appending(schema))
         self._update: dict[frozenset[str], Statement] = {}
         sessions = schema.sessions
         self._wait_for_session = Statement(
@@ -137,6 +141,21 @@ class JobTable:
             self._insert, [{**_NEW, "write_id": write_id, **row} for row in rows]
         )
         self._changes.note(session_id)
+
+    def append(
+        self, kept: KeptConnection, session_id: int, name: str, row: dict[str, Any]
+    ) -> bool:
+        """Add one row at a session's end; say whether there is a session to add to.
+
+        This is what ``insert`` does, with its position and its time found out in the
+        same statement.
+        """
+        write_id = self._witness(row["job_id"], _NEW["revision"], session_id)
+        session = {"session": session_id, "session_name": name}
+        if kept.change(self._append, {**row, **session, "write_id": write_id}) != 1:
+            return False
+        self._changes.note(session_id)
+        return True
 
     def change(
         self, kept: KeptConnection, job: Job, token: int | None = None, **values: Any
@@ -307,6 +326,42 @@ def check_holder(job: Job, token: int | None) -> None:
             f"{token}); stop working on it, and claim new work",
             id=job.job_id,
         )
+
+
+def last_position(schema: Schema) -> ColumnElement[int]:
+    """Return the position of a session's last job, 0 if there is none."""
+    jobs = schema.jobs
+    of_session = jobs.c.session_id == bindparam("session")
+    last = select(func.max(jobs.c.position)).where(of_session).scalar_subquery()
+    return func.coalesce(last, 0)
+
+
+def locked_session(schema: Schema, *columns: ColumnElement[Any]) -> Select[Any]:
+    """Return a query that keeps a session from being destroyed under an addition."""
+    sessions = schema.sessions
+    condition = (
+        sessions.c.id == bindparam("session"),
+        sessions.c.name == bindparam("session_name"),
+    )
+    return select(*columns).where(*condition).with_for_update(read=True)
+
+
+def _appending(schema: Schema) -> Insert:
+    jobs = schema.jobs
+    values: dict[str, ColumnElement[Any]] = {
+        name: bindparam(name, type_=jobs.c[name].type)
+        for name in ("job_id", "name", "state", "returncode", "write_id")
+    }
+    values |= {
+        name: literal(value, jobs.c[name].type)
+        for name, value in _NEW.items()
+        if value is not None
+    }
+    values["session_id"] = schema.sessions.c.id
+    values["position"] = last_position(schema) + 1
+    values["created_at"] = values["updated_at"] = Now()
+    found = locked_session(schema, *values.values())
+    return insert(jobs).from_select([*values], found)
 
 
 def _among(column: Any, names: Sequence[str]) -> Any:

@@ -170,6 +170,7 @@ class ObjectTable:
             records = self.encode(objects)
 
             def work(kept: KeptConnection) -> None:
+                self.identities.undo_later([record.obj for record in records])
                 if first is not None:
                     first(kept, records)
                 self.write(kept, records)
@@ -260,6 +261,7 @@ class ObjectTable:
                     raise self._unsendable(error) from error
                 if not is_there:
                     raise not_found(object_id)
+                self.identities.undo_later([record.obj for record in nested])
                 self.write(kept, nested)
                 self.identities.evict(object_id)
 

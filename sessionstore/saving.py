@@ -46,12 +46,35 @@ def save_graph(
     recorded: list[Mapping[str, Any]] = []
 
     def first(kept: KeptConnection, records: Sequence[Record]) -> None:
+        if listed and len(records) == 1 and records[0].is_new:
+            _add_one(index, kept, records[0])
+            return
         writer = _GraphWriter(index, kept, records, listed, change, token)
         for record in records:
             writer.write(record, id(record.obj) in roots)
         recorded[:] = writer.finish()
 
     return index.objects.store(tasks, first), recorded
+
+
+def _add_one(index: Index, kept: KeptConnection, record: Record) -> None:
+    """Write the job of one new object, in two statements instead of three."""
+    row = _new_row(record)
+    entry = index.history.entry(
+        record.id, 1, None, record.state, None, "", row["returncode"]
+    )
+    index.append(kept, row, entry)
+    note(record.obj, _revision=1)  # type: ignore[arg-type]
+
+
+def _new_row(record: Record) -> dict[str, Any]:
+    state_from(record.state, record.id)
+    return {
+        "job_id": int(record.id),
+        "name": _name_of(record.obj),
+        "state": record.state,
+        "returncode": _returncode_of(record),
+    }
 
 
 class _GraphWriter:
@@ -74,7 +97,6 @@ class _GraphWriter:
         known = [record.id for record in records if not record.is_new]
         self._there = index.jobs.read(kept, known, lock=True) if known else {}
         self._last, self._now = index.end(kept)
-        index.objects.identities.undo_later([record.obj for record in records])
         self._new: list[dict[str, Any]] = []
         self._entries: list[dict[str, Any]] = []
 
@@ -99,17 +121,13 @@ class _GraphWriter:
             )
 
     def _insert(self, record: Record, listed: bool) -> None:
-        state_from(record.state, record.id)
         if listed:
             self._last += 1
         self._new.append(
             {
-                "job_id": int(record.id),
+                **_new_row(record),
                 "session_id": self._index.id,
                 "position": self._last if listed else None,
-                "name": _name_of(record.obj),
-                "state": record.state,
-                "returncode": _returncode_of(record),
                 "created_at": self._now,
                 "updated_at": self._now,
             }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from sessionstore import (
     SessionStore,
     SqlStore,
     State,
+    StoreUnavailableError,
     Task,
     TransitionError,
 )
@@ -427,6 +429,21 @@ def test_destroyed_session_takes_no_more_jobs(
         session.add(Task())
     assert len(later) == 0
     assert len(later.store) == 0
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_session_is_not_destroyed_under_an_addition(
+    session: SessionStore, database_url: str, number: int
+) -> None:
+    """What is being added to it would be nobody's."""
+    other = SessionStore(database_url, session.name, busy_timeout=0.1)
+    with ThreadPoolExecutor(1) as thread:
+        with session.transaction():
+            ids = session.add_many([Task() for _ in range(number)])
+            with pytest.raises(StoreUnavailableError):
+                thread.submit(other.destroy).result(60)
+        thread.submit(other.close).result(60)
+    assert [*session.ids()] == ids
 
 
 @pytest.mark.parametrize(
