@@ -10,15 +10,16 @@ __all__ = ["main"]
 def main() -> int:
     """Run the command line, and return its exit status."""
     try:
-        import rich  # noqa: F401
-        import typer  # noqa: F401
+        from sessionstore.cli.running import run
     except ModuleNotFoundError as error:
+        if (error.name or "").startswith("sessionstore"):
+            raise
         print(
             f"sessionstore: {error}; pip install 'sessionstore[cli]'", file=sys.stderr
         )
         return 1
-    from sessionstore.cli.running import run
-
+    except KeyboardInterrupt:
+        return 130
     return run()
 
 

@@ -133,7 +133,10 @@ def changing(what: Change) -> Callable[..., int]:
                 number = len(rows)
             else:
                 wanted = _possible(filter_of(listing, *filters), what)
-                number = listing.count(session_id, wanted) if wanted.states else 0
+                number = 0
+                if wanted.states:
+                    with common.output.progress("counting"):
+                        number = listing.count(session_id, wanted)
                 rows = listing.jobs(session_id, wanted) if number else []
             if dry_run:
                 common.output.rows(("id", "state", "name"), map(row_of, rows))

@@ -30,7 +30,7 @@ _USUAL = ("id", "state", "name", "changed", "holder", "returncode")
 def sessions(common: Common) -> None:
     """List the sessions: their tasks by state, when they began and last changed."""
     output = common.output
-    with common.listing() as listing:
+    with common.listing() as listing, output.progress("counting"):
         found = listing.sessions()
     times = ["created", "changed", "finished"]
     columns = ["name", "tasks", *map(str, State), *times]
@@ -105,13 +105,14 @@ def ls(
             sort=sort,
             descending=reverse,
             after=None if after is None else listing.job(session_id, after),
-            # One more than is shown tells whether there are more.
             page=PAGE if everything else min(limit + 1, PAGE),
         )
         if everything:
             common.output.rows(shown, map(row_of, rows))
             return
-        page = [*islice(rows, limit)]
-        common.output.rows(shown, map(row_of, page))
-        if next(rows, None) is not None:
-            common.output.say(f"more follow: --after {page[-1].id}, or --all")
+        with common.output.progress("looking"):
+            # One more than is shown tells whether there are more.
+            page = [*islice(rows, limit + 1)]
+        common.output.rows(shown, map(row_of, page[:limit]))
+        if len(page) > limit:
+            common.output.say(f"more follow: --after {page[limit - 1].id}, or --all")

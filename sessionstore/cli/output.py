@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -20,12 +19,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from sessionstore.cli.progress import Waiting
+
 __all__ = ["STYLES", "Output", "Row", "complain", "duration", "visible"]
 
 #: Rows of one table; what comes after them is one more, under the same heads.
 CHUNK = 500
-#: Seconds after which whoever waits is shown how far it is.
-PATIENCE = 1.0
 #: How the states look.
 STYLES = {
     "NEW": "cyan",
@@ -163,29 +162,19 @@ class Output:
             chunk = list(islice(rows, CHUNK))
 
     @contextmanager
-    def progress(self, label: str, total: int | None) -> Iterator[Callable[..., None]]:
+    def progress(
+        self, label: str, total: int | None = None
+    ) -> Iterator[Callable[..., None]]:
         """Give a function to call at each step, or with a number of steps.
 
-        A bar is shown if it takes long.
+        A bar is shown if it takes long, and if anybody sees it.  Without a total it
+        is something that has no steps, as one query.
         """
         if self.as_json or not sys.stderr.isatty():
-            yield lambda steps=1: None
+            yield lambda number=1: None
             return
-        from rich.progress import Progress
-
-        bar = Progress(console=Console(stderr=True, markup=False), transient=True)
-        task = bar.add_task(label, total=total)
-        begun_at = time.monotonic()
-
-        def step(steps: int = 1) -> None:
-            bar.advance(task, steps)
-            if not bar.live.is_started and time.monotonic() - begun_at > PATIENCE:
-                bar.start()
-
-        try:
-            yield step
-        finally:
-            bar.stop()
+        with Waiting(label, total) as waiting:
+            yield waiting.step
 
 
 def end_quietly() -> int:

@@ -50,7 +50,8 @@ def prune(
         if dry_run:
             output.rows(("id", "changed", "name"), map(row_of, rows))
             return 0
-        number = listing.count(session_id, wanted)
+        with output.progress("counting"):
+            number = listing.count(session_id, wanted)
         if not number:
             output.say("there is no task to remove")
             return 0
@@ -61,8 +62,7 @@ def prune(
         with output.progress("remove", number) as step:
             while batch := [*islice(rows, BATCH)]:
                 removed += _remove(session, listing, batch)
-                for _ in batch:
-                    step()
+                step(len(batch))
         if output.as_json:
             output.rows(["removed"], [{"removed": removed}])
         else:

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import sys
 import traceback
@@ -28,6 +29,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    log, lines = logging.getLogger("sessionstore"), _Lines(logging.WARNING)
+    log.addHandler(lines)
     try:
         status = app(
             None if arguments is None else list(arguments),
@@ -54,4 +57,14 @@ def run(arguments: Sequence[str] | None = None) -> int:
             f"this is a mistake in the program: {type(error).__name__} in "
             f"{os.path.basename(where.filename)}, line {where.lineno}; please report it"
         )
+    finally:
+        log.removeHandler(lines)
     return 1
+
+
+class _Lines(logging.Handler):
+    """Says what the package logs in a line each, without tracebacks."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one record."""
+        complain(record.getMessage())

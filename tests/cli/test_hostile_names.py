@@ -64,6 +64,9 @@ def test_nothing_hostile_comes_out_of_a_pipe(
             result = command(*(str(id_) if word == "1" else word for word in words))
             assert (result.status, result.err) == (0, "")
             assert harmful(result.out) <= {"\n", "\t"}
+    SessionStore(hostile.store, HOSTILE[0] + HOSTILE[3])
+    sessions = command("sessions")
+    assert (len(sessions.lines), harmful(sessions.out)) == (2, {"\n", "\t"})
     assert len(command("ls").lines) == len(HOSTILE)
     assert len(hostile) == len(HOSTILE)
 

@@ -58,20 +58,25 @@ def read_by(connection: Connection, query: Any) -> int:
 
 @pytest.fixture
 def reading(session: SessionStore) -> Callable[..., int]:
-    """Return how many rows are read for a page of 50,000 tasks."""
+    """Return how many rows are read for a page of 50,000 tasks, or of histories."""
     assert fill(session, 4, times=5) == 50_000
     listing = Listing(session.store)
     session_id = listing.session_id(session.name)
     engine = create_engine(session.store.url, isolation_level="AUTOCOMMIT")
+    pages = listing.pages
     if engine.dialect.name == "postgresql":
         with engine.connect() as connection:
             # What autovacuum does by itself, in its own time.
             connection.exec_driver_sql("ANALYZE")
 
-    def read(wanted: Filter, *, after: int | None = None, **order: Any) -> int:
+    def read(wanted: Filter | None, *, after: int | None = None, **order: Any) -> int:
         row = None if after is None else listing.job(session_id, after)
-        order = {"sort": "added", "descending": False, **order}
-        query = listing.pages.page(session_id, wanted, after=row, limit=ROWS, **order)
+        if wanted is None:
+            key = row and (row.position, row.id)
+            query = pages.histories(session_id, None, key, ROWS)
+        else:
+            order = {"sort": "added", "descending": False, **order}
+            query = pages.page(session_id, wanted, after=row, limit=ROWS, **order)
         with engine.connect() as connection:
             number = read_by(connection, query)
         engine.dispose()
@@ -83,7 +88,7 @@ def reading(session: SessionStore) -> Callable[..., int]:
 def test_a_page_reads_little_more_than_it_shows(reading: Callable[..., int]) -> None:
     """The first page, one in the middle, the last ones, of some states, of a holder."""
     everything = Filter()
-    pages: list[tuple[Filter, dict[str, Any]]] = [
+    pages: list[tuple[Filter | None, dict[str, Any]]] = [
         (everything, {}),
         (everything, {"descending": True}),
         (everything, {"after": 25_000}),
@@ -93,6 +98,8 @@ def test_a_page_reads_little_more_than_it_shows(reading: Callable[..., int]) -> 
         (Filter(["TERMINATED"]), {"after": 25_000, "descending": True}),
         (Filter(["NEW", "RUNNING", "UNKNOWN"]), {"after": 25_000}),
         (Filter(holder="far*"), {}),
+        (None, {}),
+        (None, {"after": 25_000}),
     ]
     read = {str(page): reading(page[0], **page[1]) for page in pages}
     assert {page: number for page, number in read.items() if number > FEW} == {}

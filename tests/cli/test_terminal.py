@@ -166,8 +166,8 @@ def test_progress_is_shown_of_what_takes_long(
     """A bar on the terminal, gone at the end; none where all is done at once."""
     session.add_many([Task(f"t{n}") for n in range(40)])
     code = (
-        "import sys; from sessionstore.cli import output, running\n"
-        "output.PATIENCE = float(sys.argv[1])\n"
+        "import sys; from sessionstore.cli import progress, running\n"
+        "progress.PATIENCE = float(sys.argv[1])\n"
         "sys.exit(running.run(['forget', '--name', sys.argv[2], '--yes']))"
     )
     real.arguments = lambda words: [sys.executable, "-c", code, *words]  # type: ignore[method-assign]
