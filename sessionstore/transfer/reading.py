@@ -36,7 +36,8 @@ def reading(
 ) -> Iterator[StoreReader]:
     """Read a store, or one session of it, as it is at the block's beginning.
 
-    In an in-memory database what others write meanwhile may show.
+    In an in-memory database what others write meanwhile may show.  A fork meanwhile is
+    one in the middle of a call: with SQLite the child gets ForkError from the store.
     """
     objects = store._objects
     objects.prepare()
@@ -118,13 +119,9 @@ class StoreReader:
             sessions.append(SessionItem(self._names[id_], created_at, finished_at))
         return sessions
 
-    @property
-    def _is_whole(self) -> bool:
-        return self._session_id is None
-
     def _of_source(self, query: Select[Any]) -> Select[Any]:
         """Restrict a query about objects to the session that is read."""
-        if self._is_whole:
+        if self._session_id is None:
             return query
         jobs, objects = self._schema.jobs, self._schema.objects
         return query.join(jobs, jobs.c.job_id == objects.c.id).where(

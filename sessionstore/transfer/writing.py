@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from sqlalchemy import Table, bindparam, insert, select
+from sqlalchemy.exc import SQLAlchemyError
 
 from sessionstore.changes import Changes
 from sessionstore.counter import IdCounter
@@ -202,6 +203,12 @@ class StoreWriter:
             except StoreError as error:
                 largest = max(len(item.data or b"") for item in items)
                 raise self._database.explained(error, largest) from error.__cause__
+            except (SQLAlchemyError, ArithmeticError, TypeError, ValueError) as error:
+                # Of a column's type, or of a driver that has no error of its own.
+                raise StoreError(
+                    f"one of the objects {items[0].id} to {items[-1].id} has a value "
+                    f"that {self.name} does not take: {type(error).__name__}: {error}"
+                ) from error
         return len(items)
 
     def _insert(self, kept: KeptConnection, items: Sequence[Item]) -> None:

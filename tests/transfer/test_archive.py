@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sessionstore import ConfigurationError, SessionStore, Task
+from sessionstore import ConfigurationError, SessionStore, StoreError, Task
 from sessionstore.errors import ArchiveError
 from sessionstore.transfer import copy, export, import_archive
 from sessionstore.transfer.archive import ArchiveReader
@@ -131,6 +131,22 @@ def test_payload_that_was_exchanged_is_found(archive: Path, target_url: str) -> 
     """The digest tells, where gzip's check sums were made to fit."""
     repacked(archive, lambda content: content.replace(b"no pickle", b"a pickle!"))
     refused(archive, target_url, "its digest is another one")
+
+
+def test_value_that_no_database_takes_is_told(archive: Path, target_url: str) -> None:
+    """An integer beyond 64 bits comes from no store; its batch is not written."""
+    lines = gzip.decompress(archive.read_bytes()).split(b"\n")
+    header, end = lines[0], b'["end",1,"%s"]'
+    row = b'[1,"NEW",0,[%s],["one",%d,"",%s],[]]\n\n' % (
+        b",".join([b"null"] * 6),
+        2**70,
+        b'"NEW",null,1,0,0,null,0,0',
+    )
+    content = header + b"\n" + row + end % hashlib.sha256(row).hexdigest().encode()
+    archive.write_bytes(gzip.compress(content + b"\n"))
+    with pytest.raises(StoreError, match="does not take"):
+        import_archive(archive, target_url)
+    assert scene.everything(target_url)["objects"] == []
 
 
 def test_what_follows_the_end_is_refused(archive: Path, target_url: str) -> None:
