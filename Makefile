@@ -5,7 +5,7 @@ VENV ?= .venv
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
-.PHONY: bench chaos check clean demo test test-all
+.PHONY: bench chaos check clean demo install-service test test-all uninstall-service
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "CPython 3.11 or later is needed; name one with PYTHON=")'
@@ -55,6 +55,13 @@ demo: export DAEMON_EXAMPLE_STORE = $(URL)
 endif
 demo: $(VENV)/.installed
 	$(VENV)/bin/python -m daemon_example demo
+
+# PREFIX, DESTDIR and PYTHON: see systemd/install.sh.
+install-service uninstall-service: export PREFIX := $(PREFIX)
+install-service uninstall-service: export DESTDIR := $(DESTDIR)
+install-service uninstall-service: export PYTHON := $(PYTHON)
+install-service uninstall-service:
+	@sh systemd/install.sh $(@:-service=)
 
 clean:
 	rm -rf $(VENV) .venv-* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

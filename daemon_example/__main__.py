@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from daemon_example import instance, settings
-from daemon_example.settings import UserError
+from daemon_example.settings import SettingsError, UserError
 from daemon_example.spool import new_task
 from sessionstore import (
     ConflictError,
@@ -109,7 +109,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
     except (SessionStoreError, UserError, OSError) as error:
         print(f"daemon-example: {one_line(str(error))}", file=sys.stderr)
-        return 1
+        return os.EX_CONFIG if isinstance(error, SettingsError) else 1
 
 
 def one_line(text: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 
-from daemon_example.settings import UserError
+from daemon_example.settings import SettingsError, UserError
 
 
 def lock(spool: Path) -> int:
@@ -21,7 +21,14 @@ def lock(spool: Path) -> int:
 
     Raises UserError if another process has it.
     """
-    file = os.open(spool / "daemon.pid", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    path = spool / "daemon.pid"
+    try:
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except PermissionError as error:
+        raise SettingsError(
+            f"{error}; another user's daemon works there, or did; use a --spool of "
+            "your own, or remove that file if it is left over"
+        ) from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

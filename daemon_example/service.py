@@ -15,11 +15,17 @@ import daemon
 import psutil
 
 from daemon_example import instance
-from daemon_example.settings import Settings, UserError, load
+from daemon_example.notify import notify
+from daemon_example.settings import Settings, SettingsError, UserError, load
 from daemon_example.signals import Signals
 from daemon_example.spool import Spool
 from daemon_example.supervisor import Supervisor
-from sessionstore import SessionStore
+from sessionstore import (
+    ConfigurationError,
+    SchemaError,
+    SessionStore,
+    StoreUnavailableError,
+)
 
 log = logging.getLogger(__name__)
 
@@ -30,18 +36,35 @@ def run(options: Namespace) -> int:
     found = load(options)
     os.umask(0o077)
     Spool(found.spool)
-    return work(options, found, instance.lock(found.spool), lambda: None)
+    return work(options, found, instance.lock(found.spool), lambda: None, waits=True)
 
 
 def work(
-    options: Namespace, found: Settings, lock: int, ready: Callable[[], None]
+    options: Namespace,
+    found: Settings,
+    lock: int,
+    ready: Callable[[], None],
+    waits: bool = False,
 ) -> int:
-    """Be the daemon."""
+    """Be the daemon; ``waits`` tells whether to begin by waiting for the database."""
     signals = Signals(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
     instance.write_pid(lock)
-    with SessionStore(found.url, found.session) as session:
-        supervisor = Supervisor(session, found, lock, signals)
-        supervisor.run(ready, lambda: load(options))
+    pause = 0.5
+    while not {signal.SIGTERM, signal.SIGINT} & set(signals.take()):
+        try:
+            with SessionStore(found.url, found.session) as session:
+                supervisor = Supervisor(session, found, lock, signals)
+                supervisor.run(ready, lambda: load(options))
+            break
+        except StoreUnavailableError as error:
+            if not waits:
+                raise
+            log.warning("waiting: %s", error)
+            notify(STATUS=f"waiting: {error}")
+            signals.wait(pause)
+            pause = min(2 * pause, 5.0)
+        except (ConfigurationError, SchemaError) as error:
+            raise SettingsError(str(error)) from error
     return 0
 
 

@@ -5,13 +5,23 @@ from __future__ import annotations
 import os
 import tomllib
 from argparse import Namespace
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 
 class UserError(Exception):
     """What the user of the command line is told, in one line."""
+
+
+class SettingsError(UserError):
+    """A setting that has to be mended before the daemon can work.
+
+    The exit status is EX_CONFIG, by which systemd knows that to start it again is of
+    no use.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,41 +48,75 @@ class Settings:
         return self.store or f"sqlite:///{self.spool}/tasks.db"
 
 
+#: The least that a number can be; each can be a million.
+LEAST = {"workers": 1, "attempts": 1, "grace": 0, "lease": 1}
+
+
 def load(options: Namespace) -> Settings:
     """Return the settings: options go before the environment, that before the file.
 
-    Raises UserError, naming the setting.
+    Raises SettingsError, naming the setting and where it is.
     """
     file = _read(options.config) if options.config else {}
     known = asdict(Settings())
     if unknown := file.keys() - known:
-        raise UserError(
+        near = get_close_matches(min(unknown), known, 1)
+        raise SettingsError(
             f"{options.config} has the unknown setting {min(unknown)!r}; there are "
-            f"{', '.join(known)}"
+            f"{', '.join(known)}" + (f"; the nearest is {near[0]!r}" if near else "")
         )
     values: dict[str, Any] = {}
     for name, default in known.items():
-        value = getattr(options, name, None)
-        if value is None:
-            value = os.environ.get(f"DAEMON_EXAMPLE_{name.upper()}", file.get(name))
-        if value is None:
-            value = default
-        try:
-            values[name] = type(default)(value)
-        except (TypeError, ValueError):
-            raise UserError(f"{name} cannot be {value!r}") from None
+        given = (pair for pair in _sources(name, options, file) if pair[1] is not None)
+        where, value = next(given, ("by default", default))
+        values[name] = _convert(name, value, type(default), where)
     values["spool"] = values["spool"].absolute()
-    if min(values["workers"], values["attempts"]) < 1 or not values["grace"] >= 0:
-        raise UserError("workers and attempts begin at 1, grace at 0 seconds")
-    if not 1 <= values["lease"] <= 1e6:
-        raise UserError("the lease is 1 to 1000000 seconds")
     return Settings(**values)
+
+
+def _sources(
+    name: str, options: Namespace, file: dict[str, Any]
+) -> Iterator[tuple[str, Any]]:
+    yield f"--{name}", getattr(options, name, None)
+    variable = f"DAEMON_EXAMPLE_{name.upper()}"
+    yield variable, os.environ.get(variable)
+    # systemd's LoadCredential=, of the one setting that has a secret.  Where there is
+    # none the folder may be closed to us, which os.path.exists() takes for a no.
+    path = os.path.join(os.environ.get("CREDENTIALS_DIRECTORY", ""), name)
+    if name == "store" and os.path.isabs(path) and os.path.exists(path):
+        yield path, _text(Path(path)).strip()
+    yield str(options.config), file.get(name)
+
+
+def _convert(name: str, value: object, kind: Any, where: str) -> object:
+    try:
+        found = kind(value)
+        # In a file 2.5 is no number of workers, and true neither.
+        if not isinstance(value, str) and (found != value or value is True):
+            raise ValueError
+        if name in LEAST and not LEAST[name] <= found <= 1_000_000:
+            raise ValueError
+    except (TypeError, ValueError, OverflowError):
+        what = {int: "a whole number", float: "a number"}.get(kind, "text")
+        bounds = f" of {LEAST[name]} to 1000000" if name in LEAST else ""
+        shown = "that" if name == "store" else repr(value)  # it may have a password
+        raise SettingsError(
+            f"{name} cannot be {shown} ({where}); it is {what}{bounds}"
+        ) from None
+    return found
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text())
+        return tomllib.loads(_text(path))
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{path} is no TOML: {error}") from error
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"{path} is no TOML: {error}") from error
+        raise SettingsError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{path} is not in UTF-8: {error.reason}") from error

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 import tomllib
 from pathlib import Path
 from typing import TypeGuard
 
+from daemon_example.settings import SettingsError
 from sessionstore import SessionStore, Task
 
 
@@ -20,9 +22,17 @@ class Spool:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for name in ("new", "taken", "done", "bad", "output"):
-            (folder / name).mkdir(mode=0o700, exist_ok=True)
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for name in ("new", "taken", "done", "bad", "output"):
+                (folder / name).mkdir(mode=0o700, exist_ok=True)
+                with tempfile.TemporaryFile(dir=folder / name):
+                    pass
+        except (OSError, ValueError) as error:
+            raise SettingsError(
+                f"the spool folder cannot be used: {error}; who runs the daemon has to "
+                "be able to write there"
+            ) from error
 
     def take(self, session: SessionStore, limit: int = 100) -> None:
         """Add some of the waiting files' jobs to the session."""

@@ -143,10 +143,11 @@ class Supervisor:
                     log.error("the old settings stay: %s", error)
                 notify(READY=1)
             elif number != signal.SIGCHLD and not self._is_stopping:
-                notify(STOPPING=1)
+                grace = self._settings.grace
+                notify(STOPPING=1, EXTEND_TIMEOUT_USEC=int((grace + 30) * 1e6))
                 log.info("stopping; %d tasks run", len(self._workers))
                 self._is_stopping = True
-                end = time.monotonic() + self._settings.grace
+                end = time.monotonic() + grace
                 self._ends = [(end, signal.SIGTERM), (end + 5, signal.SIGKILL)]
         while self._ends and self._ends[0][0] <= time.monotonic():
             _, number = self._ends.pop(0)

@@ -26,10 +26,10 @@ BAD = [
     (["submit", "ls", "-l"], 2, "unrecognized arguments: -l"),
     (["show", "seven"], 2, "invalid int"),
     (["run", "--workers", "x"], 2, "invalid int"),
-    (["run", "--workers", "0"], 1, "workers"),
-    (["run", "--grace", "nan"], 1, "grace"),
-    (["run", "--lease", "nan"], 1, "lease"),
-    (["run", "--lease", "0.5"], 1, "lease"),
+    (["run", "--workers", "0"], 78, "workers"),
+    (["run", "--grace", "nan"], 78, "grace"),
+    (["run", "--lease", "nan"], 78, "lease"),
+    (["run", "--lease", "0.5"], 78, "lease"),
     (["redo"], 2, "required"),
     (["cancel", "7"], 1, "no session 'default'"),
     (["list", "--store", "nosuch://x"], 1, "nosuch"),
@@ -37,12 +37,12 @@ BAD = [
     (["list", "--store", STORE], 1, "cannot be reached"),
     (["list"], 1, "no session 'default'"),
     (["show", "7"], 1, "no session 'default'"),
-    (["start", "--spool", "file"], 1, "file"),
-    (["start", "--spool", "file/spool"], 1, "file/spool"),
-    (["run", "--config", "nowhere"], 1, "cannot read"),
-    (["run", "--config", "file"], 1, "no TOML"),
-    (["run", "--config", "misspelt"], 1, "unknown setting 'wrokers'"),
-    (["run", "--config", "wrong"], 1, "workers cannot be 'many'"),
+    (["start", "--spool", "file"], 78, "file"),
+    (["start", "--spool", "file/spool"], 78, "file/spool"),
+    (["run", "--config", "nowhere"], 78, "cannot read"),
+    (["run", "--config", "file"], 78, "no TOML"),
+    (["run", "--config", "misspelt"], 78, "unknown setting 'wrokers'"),
+    (["run", "--config", "wrong"], 78, "workers cannot be 'many'"),
 ]
 
 
@@ -55,7 +55,7 @@ def test_bad_input_is_one_line_and_a_status(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """G9: exit status 2 for usage, 1 for the rest, never a traceback or a password."""
+    """G9: status 2 for usage, 78 for settings, else 1; no traceback, no password."""
     monkeypatch.chdir(tmp_path)
     Path("file").write_text("[")
     Path("misspelt").write_text("wrokers = 3")

@@ -39,6 +39,8 @@ sh "$folder/prepare"
 # Last, as the folder and what was bound may be below.
 mount -t tmpfs -o mode=1777 tmpfs /tmp
 mount -t tmpfs -o mode=1777 tmpfs /var/tmp
+# As systemd makes it where it is in no container: by this credentials reach a service.
+mount --make-rshared /
 exec env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
     container=box SYSTEMD_UNIT_PATH=/etc/systemd/system:/run/units \
     /lib/systemd/systemd --system --unit="$target" --show-status=no
