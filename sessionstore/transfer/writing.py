@@ -124,6 +124,7 @@ class StoreWriter:
 
     def new_ids(self, number: int, *, above: int) -> Sequence[int]:
         """Return so many IDs that nobody has, or will be given, all above another."""
+        _check_room(above)
         counter = IdCounter(self._database, self._schema)
         self._database.write(lambda kept: counter.skip(kept, above))
         counter.allocator.reserve(number)
@@ -139,12 +140,8 @@ class StoreWriter:
         Raises ConflictError, with nothing changed, if there is another session of a
         name.
         """
-        if largest is not None and not fits(largest + 2**32):
-            raise StoreError(
-                f"object {largest} has so large an ID that too few are left above it "
-                "for new objects",
-                id=largest,
-            )
+        if largest is not None:
+            _check_room(largest)
 
         def work(kept: KeptConnection) -> None:
             for session in sessions:
@@ -182,13 +179,15 @@ class StoreWriter:
         Raises ConflictError, with nothing of the batch written, if one is there, and
         another one.
         """
+        is_alone = self._database.scope is None
         try:
             return self._database.write(lambda kept: self._write(kept, items))
         except StoreUnavailableError as error:
-            if not error.outcome_unknown:
+            if not (is_alone and error.outcome_unknown):
                 raise
         except DuplicateKeyError:
-            pass
+            if not is_alone:
+                raise
         # Somebody else wrote it, or this one, with its answer lost: look.
         self._may_be_there = True
         return self._database.write(lambda kept: self._write(kept, items))
@@ -200,6 +199,8 @@ class StoreWriter:
         if items:
             try:
                 self._insert(kept, items)
+            except DuplicateKeyError:
+                raise
             except StoreError as error:
                 largest = max(len(item.data or b"") for item in items)
                 raise self._database.explained(error, largest) from error.__cause__
@@ -281,6 +282,15 @@ class StoreWriter:
 
     def _reader(self, kept: KeptConnection) -> StoreReader:
         return StoreReader(kept, self._schema, self._columns, name=self.name)
+
+
+def _check_room(largest: int) -> None:
+    if not fits(largest + 2**32):
+        raise StoreError(
+            f"object {largest} has so large an ID that too few are left above it for "
+            "new objects",
+            id=largest,
+        )
 
 
 def _inserting(table: Table, names: Sequence[str]) -> Statement:

@@ -17,7 +17,7 @@ import pytest
 
 from sessionstore import ConfigurationError, ConflictError, SessionStore, State, Task
 from sessionstore.errors import DecodeError
-from sessionstore.transfer import import_gc3pie
+from sessionstore.transfer import import_gc3pie, items
 from tests.transfer import scene
 
 _GC3PIE = Path(__file__).with_name("gc3pie")
@@ -167,6 +167,27 @@ def test_interrupted_import_leaves_nothing(make_session: Make, target_url: str) 
         import_gc3pie(old, target_url, progress=stop)
     assert not any(scene.everything(target_url).values())
     assert import_gc3pie(old, target_url).mapped == {}
+
+
+@pytest.mark.backends("postgresql", "mariadb")
+def test_id_that_is_taken_meanwhile_is_mapped(
+    make_session: Make, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All begins anew with another ID for it, and what refers to it follows (G5)."""
+    monkeypatch.setattr(items, "BATCH_OBJECTS", 1)
+    was_taken = []
+
+    def take(what: str, done: int, total: int | None) -> None:
+        if what == "copying" and not was_taken:
+            was_taken.append(done)
+            taken = "INSERT INTO store (id, data, state) VALUES (5, NULL, 'NEW')"
+            scene.write(database_url, taken)
+
+    old = make_session("folder")
+    done = import_gc3pie(old, database_url, progress=take)
+    assert was_taken == [1]
+    assert done.mapped.keys() == {"Task.5"}
+    assert loaded(database_url) == WHOLE
 
 
 def test_missing_and_unreadable_objects_are_told(
