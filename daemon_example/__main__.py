@@ -14,9 +14,9 @@ from typing import NoReturn
 from daemon_example import instance, settings
 from daemon_example.settings import SettingsError, UserError
 from daemon_example.spool import new_task
+from daemon_example.supervisor import try_to_write
 from sessionstore import (
     ConflictError,
-    Persistable,
     SessionStore,
     SessionStoreError,
     State,
@@ -210,7 +210,7 @@ def check(options: argparse.Namespace) -> int:
     """
     found = settings.load(options)
     with open_session(options) as session:
-        session.store.remove(session.store.save(Persistable()))
+        try_to_write(session)
     if instance.running(found.spool) is None:
         raise UserError(f"no daemon works on {found.spool}")
     return 0

@@ -70,6 +70,12 @@ class Worker:
         os.kill(self.pid, signal.SIGKILL)
 
 
+def try_to_write(session: SessionStore) -> None:
+    """Commit a write that leaves nothing behind, wherever we may be killed."""
+    with session.transaction():
+        session.store.remove(session.store.save(Persistable()))
+
+
 class Supervisor:
     """One daemon's loop; any number of daemons, on any hosts, can share a session."""
 
@@ -94,8 +100,7 @@ class Supervisor:
         """Work until a signal tells to stop."""
         self._recover()
         # A database that can only be read has to show before anybody relies on us.
-        store = self._session.store
-        store.remove(store.save(Persistable()))
+        try_to_write(self._session)
         self._session.wait(0)  # from here on it misses nothing
         ready()
         notify(READY=1)

@@ -6,13 +6,16 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 
 from daemon_example import instance
-from sessionstore import ConflictError, SessionStore, State, Task
+from daemon_example.supervisor import try_to_write
+from sessionstore import ConflictError, SessionStore, SqlStore, State, Task
+from sessionstore.testing import Child, ChildError
 from tests.daemon.conftest import Cli, all_ended, has_ended, states, until
 
 
@@ -287,3 +290,23 @@ def test_command_has_no_terminal(cli: Cli) -> None:
         process.wait()
         os.close(ours)
         os.close(terminal)
+
+
+def test_first_write_leaves_nothing_behind(
+    database_url: str,
+    start_forked: Callable[..., Child],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """G2: nor does one in whose midst the daemon is killed."""
+    with SessionStore(database_url) as session:
+        try_to_write(session)
+        assert session.store.list() == []
+
+    def die(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(SqlStore, "remove", die)
+    child = start_forked(lambda: try_to_write(SessionStore(database_url)))
+    with pytest.raises(ChildError, match="ended by signal 9"):
+        child.wait()
+    assert SqlStore(database_url).list() == []
