@@ -27,11 +27,13 @@ test: $(VENV)/.installed
 	fi
 	$(VENV)/bin/pytest -n auto $(PYTEST_ARGS)
 
-# The crash tests for long: hundreds of kills, a thousand power cuts.
+# The crash tests for long: hundreds of kills, a thousand power cuts, and daemons that
+# see 2,000 tasks through while they are killed.
 chaos: $(VENV)/.installed
 	sh tests/install_servers.sh
 	SESSIONSTORE_KILLS=400 SESSIONSTORE_SERVER_KILLS=150 SESSIONSTORE_CUTS=1000 \
-	  $(VENV)/bin/pytest -n auto -rP $(PYTEST_ARGS) tests/crash
+	SESSIONSTORE_CHAOS_TASKS=2000 SESSIONSTORE_CHAOS_SECONDS=90 \
+	  $(VENV)/bin/pytest -n auto -rP $(PYTEST_ARGS) tests/crash tests/chaos
 
 # One run for each CPython from 3.11 on that is found, newest last.
 test-all:

@@ -110,6 +110,23 @@ def database_url(backend: str, make_database: Callable[[str], str]) -> str:
 
 
 @pytest.fixture
+def server(backend: str) -> Iterator[servers.Server | None]:
+    """A server of the test's own, which it may kill; for SQLite None."""
+    if backend == "sqlite":
+        yield None
+        return
+    if backend in _missing():
+        pytest.skip(f"there is no {backend} server on this machine")
+    start = {
+        "postgresql": servers.start_postgresql,
+        "mariadb": servers.start_mariadb,
+    }
+    server = start[backend]()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
 def session_store_url(database_url: str) -> str:
     """Have the package's own fixtures work on each backend in turn."""
     return database_url

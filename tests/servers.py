@@ -25,6 +25,7 @@ import psutil
 import psycopg
 import pymysql
 import trustme
+from sqlalchemy import create_engine, text
 
 #: Has what a URL must quote, and what Alembic's configuration would expand.
 PASSWORD = "p@ss/w:rd%41"
@@ -65,6 +66,12 @@ class Server:
         self.process = self.run()
         _wait(self, self.connect)
 
+    def make_database(self) -> str:
+        """Make an empty database on a server that has none yet; return its URL."""
+        execute(self.url, "CREATE DATABASE crash")
+        url = create_engine(self.url).url.set(database="crash")
+        return url.render_as_string(hide_password=False)
+
     def stop(self) -> None:
         """End the server and remove its data."""
         self.process.send_signal(self.stop_signal)
@@ -74,6 +81,15 @@ class Server:
             self.process.kill()
             self.process.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def execute(url: str, *statements: str) -> None:
+    """Run statements, each in a transaction of its own."""
+    engine = create_engine(url, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        for statement in statements:
+            connection.execute(text(statement))
+    engine.dispose()
 
 
 def postgresql_binary(name: str) -> str | None:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import io
 import pickle
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import create_engine, text
-from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
@@ -49,25 +49,41 @@ def filler(value: int) -> bytes:
 
 def observe(url: str) -> Holdings:
     """Read all of the database, in one transaction."""
-    engine = create_engine(url, poolclass=NullPool)
     try:
-        with engine.connect() as connection:
-            if engine.dialect.name == "postgresql":
-                level = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"
-                connection.execute(text(level))
-            if engine.dialect.name == "sqlite":
-                verdict = _rows(connection, "PRAGMA integrity_check")
-                if verdict != [("ok",)]:
-                    return Holdings(problems=[f"integrity_check: {verdict}"])
-            return _holdings(
-                **{name: _rows(connection, query) for name, query in _QUERIES.items()}
-            )
+        with snapshot(url) as rows:
+            return _holdings(**{name: rows(query) for name, query in _QUERIES.items()})
+    except DamagedError as error:
+        return Holdings(problems=[str(error)])
     except DBAPIError as error:
         return Holdings(problems=[f"the database cannot be read: {error}"])
 
 
-def _rows(connection: Connection, query: str) -> Sequence[Any]:
-    return connection.execute(text(query)).all()
+class DamagedError(Exception):
+    """SQLite says that its file is not whole."""
+
+
+@contextmanager
+def snapshot(url: str) -> Iterator[Callable[[str], Sequence[Any]]]:
+    """Give a function that runs queries, all on the same state of the database."""
+    engine = create_engine(url, poolclass=NullPool)
+    with engine.connect() as connection:
+
+        def rows(query: str) -> Sequence[Any]:
+            return connection.execute(text(query)).all()
+
+        if engine.dialect.name == "postgresql":
+            level = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"
+            connection.execute(text(level))
+        if engine.dialect.name == "sqlite":
+            verdict = rows("PRAGMA integrity_check")
+            if verdict != [("ok",)]:
+                raise DamagedError(f"integrity_check: {verdict}")
+        yield rows
+
+
+def unpickled(data: bytes) -> Any:
+    """Return an object as it was stored, with the IDs of those inside it."""
+    return _Unpickler(io.BytesIO(data)).load()
 
 
 class _Unpickler(pickle.Unpickler):
@@ -87,7 +103,7 @@ def _holdings(
     tasks: dict[int, Any] = {}
     for row in objects:
         try:
-            task = tasks[row.id] = _Unpickler(io.BytesIO(row.data)).load()
+            task = tasks[row.id] = unpickled(row.data)
         except Exception as error:
             complain(f"object {row.id} cannot be read: {error!r}")
             continue
@@ -106,7 +122,7 @@ def _holdings(
         complain(f"job {id_} has a history and no row")
     for id_ in by_id.keys() & tasks.keys():
         job, task, chain = by_id[id_], tasks[id_], chains.get(id_, [])
-        for problem in _contradictions(job, task, states[id_], chain):
+        for problem in contradictions(job, task, states[id_], chain):
             complain(f"job {id_}: {problem}")
         inside = getattr(task, "tasks", ())
         for missing in set(inside) - tasks.keys():
@@ -129,9 +145,10 @@ def _place(job: Any) -> str:
     return "nested" if job.position is None else "listed"
 
 
-def _contradictions(
+def contradictions(
     job: Any, task: Any, state: str, chain: Sequence[Any]
 ) -> Iterable[str]:
+    """Say where a job's row, its payload, its object's state and history differ."""
     if job.name != task.jobname:
         yield f"its row names it {job.name!r}, its payload {task.jobname!r}"
     if job.state != state:

@@ -9,11 +9,9 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import create_engine, text
 
 from tests import servers
 from tests.crash.checker import Holdings, check, observe
@@ -29,33 +27,6 @@ from tests.crash.crew import (
 KILLS = int(os.environ.get("SESSIONSTORE_SERVER_KILLS", "12"))
 
 
-@pytest.fixture
-def server(backend: str) -> Iterator[servers.Server]:
-    start, program = {
-        "postgresql": (servers.start_postgresql, servers.postgresql_binary("initdb")),
-        "mariadb": (servers.start_mariadb, servers.mariadb_binary("mariadbd")),
-    }[backend]
-    if program is None:
-        pytest.skip(f"there is no {backend} server on this machine")
-    server = start()
-    yield server
-    server.stop()
-
-
-def execute(url: str, *statements: str) -> None:
-    engine = create_engine(url, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        for statement in statements:
-            connection.execute(text(statement))
-    engine.dispose()
-
-
-def make_database(server: servers.Server) -> str:
-    execute(server.url, "CREATE DATABASE crash")
-    url = create_engine(server.url).url.set(database="crash")
-    return url.render_as_string(hide_password=False)
-
-
 @pytest.mark.backends("postgresql", "mariadb")
 @pytest.mark.timeout(120 + 20 * KILLS)
 def test_killed_servers_lose_nothing_and_writers_go_on(
@@ -63,7 +34,7 @@ def test_killed_servers_lose_nothing_and_writers_go_on(
 ) -> None:
     """G1, G2: no acknowledged change is gone, and the only error is "unavailable"."""
     print(f"SESSIONSTORE_SEED={SEED}")
-    url = make_database(server)
+    url = server.make_database()
     create(url)
     held = Holdings()
     outcomes: dict[str | None, int] = {}
@@ -106,9 +77,9 @@ def test_a_careless_server_is_found_out(
     server: servers.Server, backend: str, tmp_path: Path
 ) -> None:
     """G1: with commits that the server answers too early, changes are lost."""
-    url = make_database(server)
+    url = server.make_database()
     create(url)
-    execute(url, *CARELESS[backend])
+    servers.execute(url, *CARELESS[backend])
     with Crew(url, tmp_path, "careless", Holdings(), write_through_outages) as crew:
         crew.wait_for_progress(5)
         server.kill()

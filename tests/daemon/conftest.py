@@ -25,6 +25,8 @@ class Cli:
     def __init__(self, spool: Path, url: str) -> None:
         self.spool = spool
         self.url = url
+        #: Python's arguments.
+        self.program = ("-m", "daemon_example")
         self.environment = {
             **os.environ,
             "DAEMON_EXAMPLE_SPOOL": str(spool),
@@ -36,7 +38,7 @@ class Cli:
     def popen(self, *words: str | bytes, **options: object) -> subprocess.Popen[bytes]:
         """Start a command, without waiting for it."""
         return subprocess.Popen(
-            [sys.executable, "-m", "daemon_example", *words],
+            [sys.executable, *self.program, *words],
             **{"env": self.environment, **options},
         )
 
