@@ -9,6 +9,7 @@ from typing import Any
 
 from sessionstore import renaming
 from sessionstore.errors import DecodeError, NotFoundError
+from sessionstore.persistable import Persistable
 from sessionstore.renaming import Renaming
 from sessionstore.serialization import (
     Decoded,
@@ -105,6 +106,8 @@ class _Decoder:
                 if not self._read_parts(object_id):
                     raise
                 obj = self._loads(bytes(payload), self._refer)
+            if row.revision is not None and not isinstance(obj, Persistable):
+                raise TypeError("it is a job's, and no Persistable")
             # The column is the truth: a transition changes it and leaves the payload.
             execution = getattr(obj, "execution", None)
             if execution is not None and state is not None:
@@ -146,6 +149,8 @@ class _Decoder:
     def _refer(self, reference: Any) -> object:
         if isinstance(reference, tuple) and len(reference) == 3:
             object_id, module, name = reference
+            if not isinstance(object_id, int):
+                raise ValueError(f"it refers to {object_id!r}, which is no ID")
             self._refers_to.setdefault(self._under_way[-1], set()).add(object_id)
             there = self._there(object_id)
             if there is None:

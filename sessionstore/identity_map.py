@@ -153,7 +153,9 @@ class IdentityMap:
         save would undo what somebody else wrote.
         """
         live = self.live(object_id)
-        if live is not None and live._revision == before:
+        if not isinstance(live, Persistable):  # unreadable, to a session
+            return None
+        if live._revision == before:
             self.undo_later([live])
             note(live, _revision=after)
             scope = self._database.scope

@@ -26,7 +26,7 @@ from sessionstore.database import Database
 from sessionstore.errors import ConflictError, LeaseLostError
 from sessionstore.kept import KeptConnection
 from sessionstore.objects import PAGE
-from sessionstore.schema import Schema
+from sessionstore.schema import Schema, fits
 from sessionstore.serialization import Row
 from sessionstore.statements import ByIds, Statement
 from sessionstore.task import State
@@ -259,6 +259,7 @@ class JobTable:
     ) -> dict[int, tuple[int | None, Row]]:
         """Read objects and their jobs, each with the ID of the session it is in."""
         rows: dict[int, tuple[int | None, Row]] = {}
+        ids = [i for i in ids if fits(i)]  # a damaged payload may refer to anything
         for statement, parameters in self._objects.parts(ids):
             for object_id, session_id, *rest in kept.rows(statement, parameters):
                 rows[object_id] = session_id, Row(*rest)

@@ -287,6 +287,7 @@ class ObjectTable:
     def fetch(self, kept: KeptConnection, ids: Sequence[int]) -> dict[int, Row]:
         """Read rows."""
         rows: dict[int, Row] = {}
+        ids = [i for i in ids if fits(i)]  # a damaged payload may refer to anything
         for statement, parameters in self.schema.read.parts(ids):
             for object_id, payload, state in kept.rows(statement, parameters):
                 rows[object_id] = Row(payload, state)

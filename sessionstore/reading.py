@@ -41,12 +41,19 @@ def load(
         if key not in jobs:
             del decoded.objects[key]
             decoded.errors[key] = index.not_here(key)
-        elif getattr(obj, "_revision", None) is None and not obj.changed:
+        elif not isinstance(obj, Persistable):  # read past the session
+            del decoded.objects[key]
+            decoded.errors[key] = DecodeError(
+                f"object {key} is a job, and no Persistable: {obj!r}", id=key
+            )
+        elif obj._revision is None and not obj.changed:
             refresh(index, obj)
     return decoded.objects, decoded.errors
 
 
 def _adopt(identities: IdentityMap, obj: Any, row: Row) -> None:
+    if not isinstance(obj, Persistable):  # a part, of a program that had no session
+        return
     identities.read_at(obj, row.revision)
     execution = getattr(obj, "execution", None)
     if row.revision is not None and hasattr(execution, "returncode"):

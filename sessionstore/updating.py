@@ -24,7 +24,9 @@ def update(session: Owner, key: int) -> Iterator[Any]:
     """Give an object that was read under a lock, and save it at the block's end."""
     index = session._index
     live = index.objects.identities.live(key)
-    if live is not None and live.changed:
+    if not isinstance(live, Persistable):  # loading it says what is wrong
+        live = None
+    elif live.changed:
         raise ConflictError(
             f"the live object {key} has changes that are not saved; save or "
             "refresh it first",
