@@ -98,7 +98,7 @@ class Listing:
                 func.count(),
                 func.max(jobs.c.updated_at),
             )
-            .where(jobs.c.position.is_not(None), jobs.c.session_id.is_not(None))
+            .where(jobs.c.position > 0, jobs.c.session_id.is_not(None))
             .group_by(jobs.c.session_id, jobs.c.state)
         ):
             counts.setdefault(session_id, {})[state] = number
@@ -273,18 +273,16 @@ class Listing:
         [[number]] = self._rows(self.pages.count(session_id, wanted))
         return int(number)
 
-    def _rows(
-        self, query: Any, parameters: dict[str, Any] | None = None
-    ) -> Sequence[tuple[Any, ...]]:
+    def _rows(self, query: Any) -> Sequence[tuple[Any, ...]]:
         statement = Statement(query)
-        return self._database.read(lambda kept: kept.rows(statement, parameters or {}))
+        return self._database.read(lambda kept: kept.rows(statement))
 
 
-def nearest(word: str, known: Collection[str], *, most: int = 3) -> str:
+def nearest(word: str, known: Collection[str]) -> str:
     """Return a half sentence that names the known words nearest to one."""
     if not known:
         return "there are none yet"
-    near = difflib.get_close_matches(word[:100], known, n=most, cutoff=0.5)
+    near = difflib.get_close_matches(word[:100], known, cutoff=0.5)
     if near:
         return f"did you mean {' or '.join(map(repr, near))}?"
     some = sorted(known)[:7]

@@ -20,11 +20,10 @@ from sessionstore.holder import Holder
 from sessionstore.schema import Schema
 from sessionstore.task import State
 
-#: A value of the column that is sorted by, and the job's ID.
-Key = tuple[Any, int]
-
 __all__ = ["SORTS", "Filter", "JobRow", "Pages", "entry_of", "maybe_instant", "row_of"]
 
+#: A value of the column that is sorted by, and the job's ID.
+Key = tuple[Any, int]
 #: The columns that jobs can be sorted by, by what they are called.
 SORTS = {
     "added": "position",

@@ -26,9 +26,9 @@ READS_STORE = ("url", "json", "serializer", "rename")
 
 app = typer.Typer(
     help="Look into session stores, and change what is in them.",
-    epilog="Exit status: 0 all went well; 1 something went wrong; 2 the command line "
-    "is wrong; 130 ended by Ctrl-C. Times are UTC. In a pipe, columns are separated "
-    "by tabs.",
+    epilog="Exit status: 0 all went well; 1 something went wrong, or the answer was "
+    "no; 2 the command line is wrong; 130 ended by Ctrl-C. Times are UTC. In a pipe, "
+    "columns are separated by tabs.",
     pretty_exceptions_enable=False,  # they would show the URL's password
 )
 

@@ -16,21 +16,24 @@ from sessionstore.cli.application import READS, READS_STORE, SHARED, add, app
 
 __all__ = ["app"]
 
-add(looking.sessions, shared=("url", "json"))
-add(looking.ls)
-add(showing.show, shared=READS)
-add(showing.history)
-add(summing.stats)
-add(following.watch)
-add(following.tail)
+LOOK, CHANGE = "Look", "Change tasks"
+MOVE, MEND = "Move a store", "Examine and mend a store"
+
+add(looking.sessions, panel=LOOK, shared=("url", "json"))
+add(looking.ls, panel=LOOK)
+add(showing.show, panel=LOOK, shared=READS)
+add(showing.history, panel=LOOK)
+add(summing.stats, panel=LOOK)
+add(following.watch, panel=LOOK)
+add(following.tail, panel=LOOK)
 for change in changing.CHANGES:
     shared = READS if change.name == "remove" else SHARED
-    add(changing.changing(change), name=change.name, shared=shared)
-add(pruning.prune)
-add(moving.copy, shared=("json",))
-add(moving.export, shared=("url", "json"))
-add(moving.import_, name="import", shared=("url", "json"))
-add(mending.doctor, shared=READS_STORE)
-add(mending.unreadable, shared=READS_STORE)
-add(mending.repickle, shared=READS_STORE)
-add(mending.migrate, shared=("url",))
+    add(changing.changing(change), name=change.name, panel=CHANGE, shared=shared)
+add(pruning.prune, panel=CHANGE, shared=READS)
+add(moving.copy, panel=MOVE, shared=("json",))
+add(moving.export, panel=MOVE, shared=("url", "json"))
+add(moving.import_, name="import", panel=MOVE, shared=("url", "json"))
+add(mending.doctor, panel=MEND, shared=READS_STORE)
+add(mending.unreadable, panel=MEND, shared=READS_STORE)
+add(mending.repickle, panel=MEND, shared=READS_STORE)
+add(mending.migrate, panel=MEND, shared=("url",))

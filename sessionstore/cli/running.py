@@ -1,7 +1,8 @@
 """Running the command line: every mistake is one line and an exit status.
 
 0   all went well
-1   something went wrong, or could not be done for some of the tasks
+1   something went wrong, or could not be done for some of the tasks; or the answer
+    to a question was no
 2   the command line is wrong
 130 Ctrl-C ended it early
 """
