@@ -111,10 +111,7 @@ class Supervisor:
                 self._reap()
                 self._work()
                 if self._session.wait(IDLE):
-                    # It may have been a request, which a renewal brings.
-                    for worker in self._workers:
-                        soon = worker.renewed_at + SOON
-                        worker.renew_at = min(worker.renew_at, soon)
+                    self._renew_soon()
                 pause = IDLE
             except (StoreUnavailableError, ConflictError, OSError) as error:
                 log.warning("waiting: %s", error)
@@ -218,6 +215,11 @@ class Supervisor:
             log.warning("task %d: %s", claim.id, worker.ending)
         except LeaseLostError as error:
             log.info("%s; %s", worker.ending, error)
+
+    def _renew_soon(self) -> None:
+        # What has changed may be a request, which a renewal brings.
+        for worker in self._workers:
+            worker.renew_at = min(worker.renew_at, worker.renewed_at + SOON)
 
     def _renew(self, worker: Worker) -> None:
         now = time.monotonic()
