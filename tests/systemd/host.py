@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from pathlib import Path
 
@@ -17,6 +16,20 @@ from tests.systemd.box import Box, Contents
 ROOT = Path(__file__).parent.parent.parent
 UNIT = "daemon-example.service"
 SPOOL = "var/lib/daemon-example"
+CONFIG = "etc/daemon-example/daemon-example.toml"
+#: The database's URL, in a line of the environment, or as a credential.
+ENVIRONMENT = "etc/daemon-example/daemon-example.env"
+CREDENTIAL = "etc/credstore/daemon-example.store"
+_TEMPLATE = "daemon-example@.service"
+#: Where that goes which the project has for systemd.
+_DELIVERED = {
+    **{
+        name: f"etc/systemd/system/{name}"
+        for name in (UNIT, _TEMPLATE, f"{_TEMPLATE}.d/00-daemon-example.conf")
+    },
+    "daemon-example.toml": CONFIG,
+    "sysusers.conf": "etc/sysusers.d/daemon-example.conf",
+}
 #: What an installed package has for a command, but that it is found elsewhere.
 _COMMAND = """\
 #!{python}
@@ -26,12 +39,6 @@ sys.path[:0] = ["/opt/project", "/opt/packages"]
 from daemon_example.__main__ import main
 sys.exit(main())
 """
-
-
-_TEXT = (ROOT / "systemd" / UNIT).read_text().replace("%N", "daemon-example")
-_USER = re.search("^User=(.+)$", _TEXT, re.MULTILINE)
-#: Where the unit has the database's URL from.
-ENVIRONMENT = re.findall("^EnvironmentFile=-/(.+)$", _TEXT, re.MULTILINE)[0]
 
 
 def installed(url: str = "", dropin: str = "", more: str = "") -> Contents:
@@ -49,16 +56,12 @@ def installed(url: str = "", dropin: str = "", more: str = "") -> Contents:
         contents.binds[base] = "/opt/python"
         python = Path("/opt/python") / python.relative_to(base)
         contents.files["etc/ld.so.conf.d/python.conf"] = "/opt/python/lib\n"
-    if _USER:
-        user = f"u {_USER[1]} - - /"
-        contents.commands.append(f"systemd-sysusers --inline '{user}'")
     command = _COMMAND.format(python=python, more=more)
     contents.files["opt/daemon-example/bin/daemon-example"] = command
-    unit = f"etc/systemd/system/{UNIT}"
-    contents.files[unit] = (ROOT / "systemd" / UNIT).read_text()
-    contents.files[f"{unit}.d/test.conf"] = dropin
-    for settings in re.findall("--config /(.+)$", _TEXT, re.MULTILINE):
-        contents.files[settings] = ""
+    for name, place in _DELIVERED.items():
+        contents.files[place] = (ROOT / "systemd" / name).read_text()
+    contents.commands.append("systemd-sysusers")
+    contents.files[f"etc/systemd/system/{UNIT}.d/test.conf"] = dropin
     if url:
         contents.files[ENVIRONMENT] = f"DAEMON_EXAMPLE_STORE='{url}'\n"
     return contents
