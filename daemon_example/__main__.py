@@ -53,6 +53,9 @@ def parser() -> Parser:
         "password is better in DAEMON_EXAMPLE_STORE, where nobody else can read it",
     )
     common.add_argument("--session", help="the session's name (default: default)")
+    common.add_argument(
+        "--keys", help="a file of keys to sign tasks with (default: none)"
+    )
     common.add_argument("--config", type=lambda path: Path(path).absolute())
     working = Parser(add_help=False)
     working.add_argument("--workers", type=int, help="tasks at once (default: 2)")
@@ -132,7 +135,7 @@ def submit(options: argparse.Namespace) -> int:
     found = settings.load(options)
     if not found.store:
         found.spool.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with SessionStore(found.url, found.session) as session:
+    with SessionStore(found.url, found.session, serializer=found.serializer) as session:
         print(session.add(new_task(options.words, options.name)))
     return 0
 
@@ -140,7 +143,9 @@ def submit(options: argparse.Namespace) -> int:
 def open_session(options: argparse.Namespace) -> SessionStore:
     """Return the session, which must be there."""
     found = settings.load(options)
-    return SessionStore(found.url, found.session, create=False)
+    return SessionStore(
+        found.url, found.session, create=False, serializer=found.serializer
+    )
 
 
 def list_(options: argparse.Namespace) -> int:

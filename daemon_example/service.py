@@ -52,7 +52,9 @@ def work(
     pause = 0.5
     while not {signal.SIGTERM, signal.SIGINT} & set(signals.take()):
         try:
-            with SessionStore(found.url, found.session) as session:
+            with SessionStore(
+                found.url, found.session, serializer=found.serializer
+            ) as session:
                 supervisor = Supervisor(session, found, lock, signals)
                 supervisor.run(ready, lambda: load(options))
             break

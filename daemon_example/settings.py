@@ -11,6 +11,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from sessionstore.serializers import PickleSerializer, SignedSerializer, read_keys
+
 
 class UserError(Exception):
     """What the user of the command line is told, in one line."""
@@ -33,6 +35,9 @@ class Settings:
     #: a password, which no log is to show.
     store: str = field(default="", repr=False)
     session: str = "default"
+    #: A file of keys, or a credential's name, to sign tasks with: who can write to the
+    #: database, and has none of the keys, then cannot have the daemon run anything.
+    keys: str = ""
     #: How many tasks run at once.
     workers: int = 2
     #: How often a task is started before it is given up.
@@ -46,6 +51,13 @@ class Settings:
     def url(self) -> str:
         """The database's URL."""
         return self.store or f"sqlite:///{self.spool}/tasks.db"
+
+    @property
+    def serializer(self) -> SignedSerializer | None:
+        """What signs the tasks, where there are keys."""
+        if not self.keys:
+            return None
+        return SignedSerializer(PickleSerializer(), read_keys(self.keys))
 
 
 #: The least that a number can be; each can be a million.
@@ -80,11 +92,11 @@ def _sources(
     yield f"--{name}", getattr(options, name, None)
     variable = f"DAEMON_EXAMPLE_{name.upper()}"
     yield variable, os.environ.get(variable)
-    # systemd's LoadCredential=, of the one setting that has a secret.  Where there is
+    # systemd's LoadCredential=, of the settings that have a secret.  Where there is
     # none the folder may be closed to us, which os.path.exists() takes for a no.
     path = os.path.join(os.environ.get("CREDENTIALS_DIRECTORY", ""), name)
-    if name == "store" and os.path.isabs(path) and os.path.exists(path):
-        yield path, _text(Path(path)).strip()
+    if name in {"store", "keys"} and os.path.isabs(path) and os.path.exists(path):
+        yield path, _text(Path(path)).strip() if name == "store" else path
     yield str(options.config), file.get(name)
 
 
