@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -41,6 +42,7 @@ _WIDE = frozenset({"name", "info", "reason", "states"})
 _OPTIONAL = frozenset({"finished", "holder", "returncode"})
 #: What stands in several lines rather than being cut.
 _FOLDED = frozenset({"states"})
+_PASSWORD = re.compile(r"(//[^:/@\s]*):\S*@")
 
 Row = Mapping[str, object]
 
@@ -57,7 +59,9 @@ def visible(text: str) -> str:
 
 def complain(message: str) -> None:
     """Print one line to standard error."""
-    print(f"sessionstore: {visible(' '.join(message.split()))}", file=sys.stderr)
+    # What was typed in the wrong place may be a URL with a password.
+    message = _PASSWORD.sub(r"\1:***@", " ".join(message.split()))
+    print(f"sessionstore: {visible(message)}", file=sys.stderr)
 
 
 def duration(seconds: float) -> str:
