@@ -66,7 +66,9 @@ def columns_in(connection: Connection, table: str) -> Columns | None:
                 f"the column {column['name']!r} of the table {table!r} has a type that "
                 "SQLAlchemy does not know, so that it cannot be copied"
             )
-        columns[column["name"]] = column["type"]
+        is_float = isinstance(column["type"], types.Float)
+        # MySQL's would be read as decimals.
+        columns[column["name"]] = types.Double() if is_float else column["type"]
     return columns
 
 
@@ -98,11 +100,15 @@ def fitting(
                 "which the source has not; give the column a default, or choose "
                 "another table name"
             )
-    # MariaDB says that its JSON is text.
     return {
-        name: type_ if isinstance(type_, JSON) else there[name]
+        name: type_ if _is_kept_as_text(type_, there[name]) else there[name]
         for name, type_ in wanted.items()
     }
+
+
+def _is_kept_as_text(wanted: TypeEngine[Any], there: TypeEngine[Any]) -> bool:
+    # SQLite has neither JSON nor UUIDs, and MariaDB says that its JSON is text.
+    return isinstance(wanted, (JSON, types.Uuid)) and isinstance(there, types.String)
 
 
 def portable(name: str, type_: TypeEngine[Any]) -> TypeEngine[Any]:

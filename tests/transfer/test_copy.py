@@ -4,12 +4,30 @@ from __future__ import annotations
 
 import itertools
 import pickle
+import uuid
 import zlib
 from collections.abc import Callable
+from datetime import date, time
 from pathlib import Path
+from typing import Any
 
 import pytest
-from sqlalchemy import Column, Integer, create_engine, inspect
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Column,
+    Date,
+    Double,
+    Enum,
+    Integer,
+    SmallInteger,
+    Text,
+    Time,
+    Uuid,
+    create_engine,
+    inspect,
+    select,
+)
 
 from sessionstore import (
     ConfigurationError,
@@ -23,9 +41,10 @@ from sessionstore import (
     Task,
 )
 from sessionstore.errors import DecodeError
+from sessionstore.get import GetItem
 from sessionstore.ids import IdFactory
 from sessionstore.serializers import PickleSerializer
-from sessionstore.transfer import copy, reading
+from sessionstore.transfer import copy, export, import_archive, reading
 from tests.conftest import BACKENDS
 from tests.transfer import scene
 
@@ -49,6 +68,42 @@ def test_all_comes_across(
     first, second = SessionStore(store, "one", create=False)
     assert first.tasks[0].owner == scene.NAME
     assert second.execution.returncode == -9
+
+
+def test_columns_of_all_types_go_round_all_databases(
+    backend: str, make_database: Callable[[str], str], target_url: str, tmp_path: Path
+) -> None:
+    """Values are the same after a way there, on, and into a file and back."""
+    values: dict[str, tuple[Any, object]] = {
+        "small": (SmallInteger(), -3),
+        "whole": (Integer(), 2**31 - 1),
+        "big": (BigInteger(), -(2**63)),
+        "words": (Text(), "x" * 60_000),
+        "document": (JSON(), {"a": [1, None, "\N{SNOWMAN}"], "b": 0.5}),
+        "day": (Date(), date(2024, 2, 29)),
+        "clock": (Time(), time(23, 59, 58)),
+        "name": (Uuid(), uuid.UUID(int=5)),
+        "kind": (Enum("a", "b", name="kind"), "b"),
+        "double": (Double(), 0.1 + 0.2),
+    }
+    fields = {Column(n, t): GetItem(n) for n, (t, _) in values.items()}
+    url = make_database(backend)
+    store = SqlStore(url, extra_fields=fields)
+    store.save({name: value for name, (_, value) in values.items()})
+    store.save({})
+    for to_url in (make_database("postgresql"), make_database("mariadb"), target_url):
+        first = copy(url, to_url, verify=True)
+        again = copy(url, to_url, verify=True)  # which looks at the table that is there
+        assert (again.written, again.digest) == (0, first.digest)
+        url = to_url
+    export(url, tmp_path / "archive")
+    back = f"{target_url}-back"
+    import_archive(tmp_path / "archive", back, verify=True)
+    with SqlStore(back, extra_fields=fields).transaction() as connection:
+        table = SqlStore(back, extra_fields=fields)._tables
+        row, empty = connection.execute(select(table).order_by(table.c.id)).mappings()
+    assert {n: row[n] for n in values} == {n: v for n, (_, v) in values.items()}
+    assert {empty[n] for n in values} == {None}
 
 
 def test_unreadable_objects_come_across_byte_for_byte(
