@@ -5,6 +5,7 @@
 # From the environment:
 #   PREFIX   where the program goes; /opt/daemon-example if it is not set, as it is a
 #            tree of its own (a virtual environment), which goes whole as it came
+#            (to uninstall, by default that from which the unit takes it)
 #   DESTDIR  put before every path, to have the files elsewhere, as for a package; then
 #            nothing is done to the running system
 #   PYTHON   the interpreter; python3 if it is not set
@@ -12,22 +13,28 @@ set -eu
 umask 022
 here=$(cd "$(dirname "$0")" && pwd)
 root=${DESTDIR:-}
-prefix=${PREFIX:-/opt/daemon-example}
 python=${PYTHON:-python3}
 units=$root/etc/systemd/system
 config=$root/etc/daemon-example
 sysusers=$root/etc/sysusers.d/daemon-example.conf
+prefix=${PREFIX:-$(sed -n 's|^Environment=PATH=\([^:]*\)/bin:.*|\1|p' \
+    "$units/daemon-example.service" 2>/dev/null || :)}
+prefix=${prefix:-/opt/daemon-example}
+venv=$prefix/lib/daemon-example
 
 fail() {
     echo "daemon-example: $1" >&2
     exit 1
 }
 
-case $prefix in
-*[!A-Za-z0-9/._-]* | /) fail "PREFIX cannot be '$prefix'; it is a path of letters, digits and . _ -" ;;
-/*) ;;
-*) fail "PREFIX cannot be '$prefix'; it is a path from /" ;;
-esac
+# They go into units, and into the programs of a virtual environment.
+for path in "$prefix" ${root:+"$root"}; do
+    case $path in
+    *[!A-Za-z0-9/._-]* | / | [!/]*)
+        fail "PREFIX and DESTDIR begin with / and have letters, digits and . _ - only; '$path' does not"
+        ;;
+    esac
+done
 
 # Fails if the units hide what is at a path from the service (ProtectHome=, PrivateTmp=).
 need_visible() {
@@ -48,10 +55,9 @@ install_service() {
         need_visible "$prefix" PREFIX
         need_visible "$base" "PYTHON, such as /usr/bin/python3"
     fi
-    venv=$prefix/venv
     new=$root$venv.new
     # Made beside the old one, which stays as it is if this fails, or is interrupted.
-    mkdir -p "$root$prefix/bin"
+    mkdir -p "$root$prefix/bin" "${new%/*}"
     rm -rf "$new"
     trap 'rm -rf "$new"' EXIT
     trap 'exit 1' HUP INT TERM
@@ -63,7 +69,7 @@ install_service() {
     rm -rf "$root$venv"
     mv "$new" "$root$venv"
     # Alone in its folder, which is in the PATH of the tasks: their python3 is not ours.
-    ln -sf ../venv/bin/daemon-example "$root$prefix/bin/daemon-example"
+    ln -sf ../lib/daemon-example/bin/daemon-example "$root$prefix/bin/daemon-example"
 
     mkdir -p "$units/daemon-example@.service.d" "$config" "${sysusers%/*}"
     for unit in "$here"/*.service "$here"/*.timer; do
@@ -91,22 +97,26 @@ END
 
 uninstall_service() {
     if has_systemd; then
-        for kind in 'daemon-example-check@*.timer' 'daemon-example@*.service'; do
-            systemctl stop "$kind"
-        done
-        systemctl disable --now --quiet daemon-example.service || :
+        # The daemons end their tasks as their settings have it.
+        systemctl stop 'daemon-example-check@*' 'daemon-example@*' daemon-example || :
+    fi
+    if [ -e "$units/daemon-example.service" ] && command -v systemctl >/dev/null; then
+        # Of a template this takes all instances.
+        systemctl ${root:+"--root=$root"} --quiet disable daemon-example.service \
+            daemon-example@.service daemon-example-check@.timer || :
     fi
     for unit in "$here"/*.service "$here"/*.timer; do
         rm -f "$units/${unit##*/}"
     done
     rm -f "$units/daemon-example@.service.d/00-daemon-example.conf" "$sysusers"
     rm -f "$root$prefix/bin/daemon-example"
-    rm -rf "$root$prefix/venv" "$root$prefix/venv.new"
+    rm -rf "$root$venv" "$root$venv.new"
     # What somebody has written is theirs.
     if cmp -s "$here/daemon-example.toml" "$config/daemon-example.toml"; then
         rm "$config/daemon-example.toml"
     fi
-    for folder in "$units/daemon-example@.service.d" "$config" "$root$prefix/bin" "$root$prefix"; do
+    for folder in "$units/daemon-example@.service.d" "$config" \
+        "$root$prefix/bin" "$root$prefix/lib" "$root$prefix"; do
         rmdir "$folder" 2>/dev/null || :
     done
     if has_systemd; then

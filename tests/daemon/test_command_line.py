@@ -175,7 +175,7 @@ def test_daemon_of_another_user_is_not_stopped(cli: Cli) -> None:
     assert "Permission denied" in cli_as_nobody(cli, "stop")
 
 
-def cli_as_nobody(cli: Cli, *words: str) -> str:
+def cli_as_nobody(cli: Cli, *words: str, status: int = 1) -> str:
     """Return what a command says that another user calls."""
     reader, writer = os.pipe()
     pid = os.fork()
@@ -184,11 +184,12 @@ def cli_as_nobody(cli: Cli, *words: str) -> str:
             sys.stderr = os.fdopen(writer, "w", buffering=1)
             os.setgid(65534)
             os.setuid(65534)
-            os._exit(main([*words, "--spool", str(cli.spool)]))
+            place = [] if "--spool" in words else ["--spool", str(cli.spool)]
+            os._exit(main([*words, *place]))
         finally:
             os._exit(99)
     os.close(writer)
     with os.fdopen(reader) as pipe:
         said = pipe.read()
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1, said
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == status, said
     return said

@@ -1,8 +1,7 @@
-"""What the service manager is told, and the unit itself."""
+"""What the service manager is told."""
 
 from __future__ import annotations
 
-import shutil
 import signal
 import socket
 import subprocess
@@ -11,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from sessionstore import SessionStore, Task
-from tests.daemon.conftest import ROOT, Cli
+from tests.daemon.conftest import Cli
 
 pytestmark = pytest.mark.backends("sqlite")
 
@@ -65,15 +64,3 @@ def test_daemon_that_cannot_write_is_never_ready(
     manager.setblocking(False)
     with pytest.raises(BlockingIOError):
         manager.recv(4096)
-
-
-@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="there is no systemd")
-def test_unit_is_right() -> None:
-    """``systemd-analyze verify`` has nothing to say."""
-    done = subprocess.run(
-        ["systemd-analyze", "verify", ROOT / "systemd" / "daemon-example.service"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (done.returncode, done.stdout + done.stderr) == (0, "")
