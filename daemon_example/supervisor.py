@@ -17,7 +17,7 @@ from daemon_example.notify import notify
 from daemon_example.settings import Settings, UserError
 from daemon_example.signals import Signals
 from daemon_example.spool import Spool
-from daemon_example.worker import end_commands, ending, work
+from daemon_example.worker import end_commands, ending, has_ended, work
 from sessionstore import (
     Claim,
     ConflictError,
@@ -125,7 +125,7 @@ class Supervisor:
 
     def _recover(self) -> None:
         # What cannot be recovered now was logged, and is tried again.
-        with suppress(PermissionError, psutil.Error):
+        with suppress(PermissionError, TimeoutError, psutil.Error):
             self._session.recover(
                 max_attempts=self._settings.attempts, reap=end_commands
             )
@@ -163,17 +163,22 @@ class Supervisor:
     def _reap(self) -> None:
         for worker in list(self._workers):
             pid = worker.pid
-            if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            end = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if end is None:
                 continue
             # Until it is reaped, nobody else can have its number.
             worker.signal(signal.SIGKILL)
+            is_over = end.si_status == 0 or has_ended(pid)
             code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
             self._workers.remove(worker)
             if code != 0:
                 is_late = worker.deadline[0] <= time.monotonic()
                 lost = "its lease could not be renewed; " if is_late else ""
                 worker.ending = f"{lost}its worker {pid} {ending(code)}"
-                self._ended.append(worker)
+                if is_over:
+                    self._ended.append(worker)
+                else:  # for who recovers it, when it is over or the lease is
+                    log.error("task %d: its command does not end", worker.claim.id)
 
     def _work(self) -> None:
         while self._ended:

@@ -143,7 +143,10 @@ def patiently(call: Callable[[], T]) -> T:
 
 
 def end_commands(task: object) -> None:
-    """End what is left of a task's command on this host."""
+    """End what is left of a task's command on this host.
+
+    Raises TimeoutError if it does not end.
+    """
     match getattr(task, "worker", None):
         # The group's number stays taken as long as there is anybody in it, so that it
         # is the worker's group unless another process leads it.
@@ -151,3 +154,27 @@ def end_commands(task: object) -> None:
             with suppress(ProcessLookupError, psutil.NoSuchProcess):
                 if not psutil.pid_exists(leader) or started(leader) == began:
                     os.killpg(leader, signal.SIGKILL)
+                    if not has_ended(leader):
+                        raise TimeoutError(f"process group {leader} does not end")
+
+
+def has_ended(group: int) -> bool:
+    """Wait a second at most until nobody of a group that was killed is left.
+
+    To die takes its time, and a command that is dying has its locks and ports still.
+    """
+    patience = time.monotonic() + 1
+    while any(_is_in(group, pid) for pid in psutil.pids()):
+        if time.monotonic() > patience:
+            return False
+        time.sleep(0.005)
+    return True
+
+
+def _is_in(group: int, pid: int) -> bool:
+    with suppress(ProcessLookupError, psutil.NoSuchProcess):
+        return (
+            os.getpgid(pid) == group
+            and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        )
+    return False

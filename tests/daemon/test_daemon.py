@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -14,9 +17,10 @@ import pytest
 
 from daemon_example import instance
 from daemon_example.supervisor import try_to_write
+from daemon_example.worker import end_commands
 from sessionstore import ConflictError, SessionStore, SqlStore, State, Task
 from sessionstore.testing import Child, ChildError
-from tests.daemon.conftest import Cli, all_ended, has_ended, states, until
+from tests.daemon.conftest import Cli, all_ended, begun, has_ended, states, until
 
 
 def test_submitted_command_runs_to_its_end(cli: Cli) -> None:
@@ -310,3 +314,68 @@ def test_first_write_leaves_nothing_behind(
     with pytest.raises(ChildError, match="ended by signal 9"):
         child.wait()
     assert SqlStore(database_url).list() == []
+
+
+@pytest.fixture
+def orphan() -> Iterator[tuple[Task, subprocess.Popen[bytes]]]:
+    """A task whose worker is dead, and the command that it has left."""
+    process = subprocess.Popen(["sleep", "300"], process_group=0)
+    worker = [instance.host(), process.pid, instance.started(process.pid)]
+    yield Task("", worker=worker), process
+    process.kill()
+    process.wait()
+
+
+def test_command_is_gone_when_it_has_been_ended(
+    orphan: tuple[Task, subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """G6: where it takes long to die, as with much memory, this is waited for."""
+    task, process = orphan
+    kill = os.killpg
+    later = functools.partial(threading.Timer, 0.3)
+    monkeypatch.setattr(os, "killpg", lambda *what: later(kill, what).start())
+    end_commands(task)
+    assert has_ended(process.pid)
+
+
+def test_command_that_does_not_end_is_an_error(
+    orphan: tuple[Task, subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """G6: so that its task stays claimed."""
+    task, process = orphan
+    monkeypatch.setattr(os, "killpg", lambda *_: None)
+    with pytest.raises(TimeoutError, match=f"group {process.pid} does not end"):
+        end_commands(task)
+
+
+@pytest.mark.backends("sqlite")
+def test_task_whose_command_does_not_end_stays_claimed(
+    cli: Cli, tmp_path: Path
+) -> None:
+    """G6: it is run again when the command is gone."""
+    cli.program = ("-c", DEATHLESS)
+    marks = tmp_path / "marks"
+    cli("start", "--lease", "5")
+    with cli.session() as session:
+        command = ["sh", "-c", f"echo $$ >>{marks}; exec sleep 300"]
+        id_ = session.add(Task("", command=command))
+        until(lambda: states(session, id_)[-1] == "RUNNING")
+        until(lambda: begun(marks))
+        with suppress(ProcessLookupError):  # its lease could not be renewed in time
+            os.kill(session.history(id_)[-1].pid, signal.SIGKILL)
+        log = cli.spool / "daemon.log"
+        until(lambda: f"task {id_}: its command does not end" in log.read_text())
+        until(lambda: f"task {id_} stays claimed" in log.read_text())
+        assert states(session, id_)[-1] == "RUNNING"
+        [pid] = begun(marks)
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: len(begun(marks)) == 2)
+        os.kill(begun(marks)[1], signal.SIGTERM)
+        until(lambda: all_ended(session))
+
+
+#: A daemon that kills no group, as the kernel cannot while one waits for a disk.
+DEATHLESS = (
+    "import os, sys; from daemon_example.__main__ import main;"
+    "os.killpg = lambda *_: None; sys.exit(main())"
+)
