@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _compat_pickle
 import importlib
 import inspect
 from collections.abc import Iterable
@@ -64,6 +65,14 @@ class Allowed:
                 f"it names {module}:{name}, which is not among the classes allowed; "
                 f"if its objects are safe to make, allow {f'{module}:{name}'!r}"
             )
+
+    def named_now(self, module: str, name: str) -> tuple[str, str]:
+        """Return a name as it is now, of one that may be Python 2's, as pickle does."""
+        if (module, name) in self.pairs:
+            return module, name
+        renamed: dict[tuple[str, str], tuple[str, str]] = _compat_pickle.NAME_MAPPING
+        moved: dict[str, str] = _compat_pickle.IMPORT_MAPPING
+        return renamed.get((module, name)) or (moved.get(module, module), name)
 
     def find(self, module: str, name: str) -> Any:
         """Return what a listed name stands for, or raise what importing it raises."""

@@ -11,7 +11,7 @@ from typing import Any
 from sessionstore.errors import DecodeError, EncodeError, LoadError
 from sessionstore.serializers.allowed import Allowed
 from sessionstore.serializers.envelope import refuse_envelope
-from sessionstore.serializers.opcodes import GETATTR, check_opcodes
+from sessionstore.serializers.opcodes import ENCODE, GETATTR, check_opcodes
 
 __all__ = ["CheckedPickles"]
 
@@ -84,15 +84,14 @@ class _Unpickler(pickle.Unpickler):
         persistent_load: Callable[[Any], object],
         allowed: Allowed,
     ) -> None:
-        # Names as they are written: others could become one that is not allowed.
+        # Names as they are written; find_class knows those of Python 2.
         super().__init__(io.BytesIO(payload), fix_imports=False)
         self._refer = persistent_load
         self._allowed = allowed
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == GETATTR:
-            return _enum_member
-        return self._allowed.find(module, name)
+        pair = self._allowed.named_now(module, name)
+        return _HARMLESS[pair] if pair in _HARMLESS else self._allowed.find(*pair)
 
     def persistent_load(self, reference: Any) -> object:
         _check_reference(reference, self._allowed)
@@ -104,6 +103,17 @@ def _enum_member(cls: object, name: str) -> object:
     if not isinstance(cls, EnumType):
         raise pickle.UnpicklingError("it takes an attribute of what is no Enum")
     return cls.__members__[name]
+
+
+def _encoded(text: str, encoding: str) -> bytes:
+    """Do what ``_codecs.encode`` does in a pickle of bytes, and nothing else."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError("it encodes what are no bytes")
+    return text.encode(encoding)
+
+
+#: What stands in for functions that pickles of plain values call.
+_HARMLESS = {GETATTR: _enum_member, ENCODE: _encoded}
 
 
 def _check_reference(reference: Any, allowed: Allowed) -> None:

@@ -22,10 +22,12 @@ from pickle import UnpicklingError
 
 from sessionstore.serializers.allowed import Allowed
 
-__all__ = ["GETATTR", "check_opcodes"]
+__all__ = ["ENCODE", "GETATTR", "check_opcodes"]
 
 #: What some versions of CPython write for an Enum's member.
 GETATTR = ("builtins", "getattr")
+#: What is written for bytes before protocol 3.
+ENCODE = ("_codecs", "encode")
 
 # What is in a place.
 _VALUE = 0
@@ -146,7 +148,7 @@ class _Program:
         #: Where in the payload a word is, by its place in the memo.
         self._kept: dict[int, slice] = {}
         #: Of what was imported.
-        self.kinds: dict[tuple[str, str], int] = {}
+        self.kinds: dict[tuple[str, str], int] = {ENCODE: _NAMED}
 
     def check(self) -> None:
         payload, end = self._payload, len(self._payload)
@@ -290,7 +292,7 @@ class _Program:
             stack.append(stack[-1])
 
     def _import(self, module: bytes, name: bytes) -> int:
-        pair = module.decode(), name.decode()
+        pair = self._allowed.named_now(module.decode(), name.decode())
         kind = self.kinds.get(pair)
         if kind is None:
             self._allowed.check(*pair)

@@ -40,6 +40,8 @@ class PickleSerializer:
     or function, the text ``"module:Qualified.name"`` for one, or ``"module"`` for all
     classes that a module has at its top.  An object of another class is not stored.
 
+    Pickles of protocol 2 and later can be read, Python 2's with them.
+
     What the classes listed do when they are called with arbitrary arguments, and in
     their ``__setstate__``, is theirs to answer for.
 

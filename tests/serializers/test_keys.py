@@ -14,6 +14,7 @@ from sessionstore import (
     ConfigurationError,
     DecodeError,
     EncodeError,
+    FilesystemStore,
     SqlStore,
     Task,
 )
@@ -120,12 +121,12 @@ class TestSecrecy:
         caplog.set_level(logging.DEBUG)
         url = f"sqlite:///{tmp_path}/store.db"
         serializer = cls(PickleSerializer(), read_keys(path))
-        store = SqlStore(url, serializer=serializer)
-        id_ = store.save(Task("x"))
-        other = SqlStore(url, serializer=cls(PickleSerializer(), [new_key()]))
-        with pytest.raises(DecodeError) as caught:
-            other.load(id_)
-        store.close()
+        with SqlStore(url, serializer=serializer) as store:
+            id_ = store.save(Task("x"))
+        strange = cls(PickleSerializer(), [new_key()])
+        with SqlStore(url, serializer=strange) as other:
+            with pytest.raises(DecodeError) as caught:
+                other.load(id_)
         said = [
             repr(serializer).encode(),
             repr(serializer.__dict__).encode(),
@@ -149,11 +150,13 @@ class TestSecrecy:
         """Another process reads them again, and in memory only they do not pickle."""
         url = f"sqlite:///{tmp_path}/store.db"
         monkeypatch.chdir(tmp_path)
-        store = SqlStore(url, serializer=cls(PickleSerializer(), read_keys("./keys")))
-        id_ = store.save(Task("x"))
-        pickled = pickle.dumps(store)
+        serializer = cls(PickleSerializer(), read_keys("./keys"))
+        with SqlStore(url, serializer=serializer) as store:
+            id_ = store.save(Task("x"))
+            pickled = pickle.dumps(store)
         monkeypatch.chdir("/")
-        assert pickle.loads(pickled).load(id_).jobname == "x"
+        with pickle.loads(pickled) as copy:
+            assert copy.load(id_).jobname == "x"
         path.rename(tmp_path / "elsewhere")
         with pytest.raises(ConfigurationError, match="cannot be read"):
             pickle.loads(pickled)
@@ -165,10 +168,11 @@ class TestSecrecy:
         self,
         cls: type[SignedSerializer | EncryptedSerializer],
         path: Path,
+        tmp_path: Path,
     ) -> None:
         """Nor a serializer that has them."""
         serializer = cls(PickleSerializer(), read_keys(path))
-        store = SqlStore("sqlite://")
+        store = FilesystemStore(tmp_path / "objects")
         for part in (serializer, read_keys(path)):
             with pytest.raises(EncodeError, match="keys are inside an object"):
                 store.save(Task(part=part))
