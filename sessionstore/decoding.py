@@ -9,7 +9,7 @@ from typing import Any
 
 from sessionstore import renaming
 from sessionstore.errors import DecodeError, NotFoundError
-from sessionstore.persistable import Persistable
+from sessionstore.persistable import is_persistable
 from sessionstore.renaming import Renaming
 from sessionstore.serialization import (
     Decoded,
@@ -106,7 +106,7 @@ class _Decoder:
                 if not self._read_parts(object_id):
                     raise
                 obj = self._loads(bytes(payload), self._refer)
-            if row.revision is not None and not isinstance(obj, Persistable):
+            if row.revision is not None and not is_persistable(obj):
                 raise TypeError("it is a job's, and no Persistable")
             # The column is the truth: a transition changes it and leaves the payload.
             execution = getattr(obj, "execution", None)

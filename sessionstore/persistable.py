@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["Persistable", "mark", "note", "without_bookkeeping"]
+__all__ = ["Persistable", "is_persistable", "mark", "note", "without_bookkeeping"]
 
 
 class Persistable:
@@ -63,6 +63,13 @@ class Persistable:
             attributes, slots = state
             return without_bookkeeping(attributes), slots
         return without_bookkeeping(state)
+
+
+def is_persistable(obj: object) -> bool:
+    """Say whether an object can be a job: GC3Pie has such a class of its own."""
+    return isinstance(obj, Persistable) or any(
+        cls.__name__ == "Persistable" for cls in type(obj).__mro__
+    )
 
 
 #: What a store notes on an object about the object's row; never part of a payload.

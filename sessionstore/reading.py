@@ -12,7 +12,7 @@ from sessionstore.identity_map import IdentityMap, set_unmarked
 from sessionstore.index import Index
 from sessionstore.kept import KeptConnection
 from sessionstore.objects import only
-from sessionstore.persistable import Persistable, mark
+from sessionstore.persistable import Persistable, is_persistable, mark
 from sessionstore.serialization import Row
 
 __all__ = ["each", "load", "refresh", "workflow"]
@@ -41,18 +41,18 @@ def load(
         if key not in jobs:
             del decoded.objects[key]
             decoded.errors[key] = index.not_here(key)
-        elif not isinstance(obj, Persistable):  # read past the session
+        elif not is_persistable(obj):  # read past the session
             del decoded.objects[key]
             decoded.errors[key] = DecodeError(
                 f"object {key} is a job, and no Persistable: {obj!r}", id=key
             )
-        elif obj._revision is None and not obj.changed:
+        elif getattr(obj, "_revision", None) is None and not obj.changed:
             refresh(index, obj)
     return decoded.objects, decoded.errors
 
 
 def _adopt(identities: IdentityMap, obj: Any, row: Row) -> None:
-    if not isinstance(obj, Persistable):  # a part, of a program that had no session
+    if not is_persistable(obj):  # a part, of a program that had no session
         return
     identities.read_at(obj, row.revision)
     execution = getattr(obj, "execution", None)

@@ -15,7 +15,7 @@ from sessionstore.cli.output import Output
 
 __all__ = ["copy", "export", "import_"]
 
-# Not named ``session``, which is one that every command has, with a default.
+# Not named ``session`` and ``rename``, which are options that commands share.
 Session = Annotated[
     str | None,
     typer.Option(
@@ -36,7 +36,7 @@ def copy(
     source: Annotated[str, typer.Argument(metavar="SRC", show_default=False)],
     target: Annotated[str, typer.Argument(metavar="DST", show_default=False)],
     only: Session = None,
-    rename: As = None,
+    called: As = None,
     verify: Verify = False,
 ) -> None:
     """Copy a store, or a session of it, to another database or table.
@@ -49,7 +49,7 @@ def copy(
             source,
             target,
             session=only,
-            rename=rename,
+            rename=called,
             verify=verify,
             progress=progress,
         )
@@ -76,7 +76,7 @@ def export(
 def import_(
     common: Common,
     file: Annotated[Path, typer.Argument(metavar="FILE|DIRECTORY", show_default=False)],
-    rename: As = None,
+    called: As = None,
     verify: Verify = False,
     objects: Annotated[
         str | None,
@@ -96,12 +96,12 @@ def import_(
     if file.is_dir():
         if verify:
             raise UsageError("--verify is for archives")
-        return _import_directory(common, common.url, file, rename, objects)
+        return _import_directory(common, common.url, file, called, objects)
     if objects is not None:
         raise UsageError("--objects is for session directories of GC3Pie's")
     with shown(common.output) as progress:
         done = transfer.import_archive(
-            file, common.url, rename=rename, verify=verify, progress=progress
+            file, common.url, rename=called, verify=verify, progress=progress
         )
     _report(common.output, done)
     return 0
