@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
+    BindParameter,
     ColumnElement,
     Insert,
     Select,
@@ -15,8 +16,8 @@ from sqlalchemy import (
     func,
     insert,
     literal,
+    or_,
     select,
-    tuple_,
     update,
 )
 
@@ -93,12 +94,13 @@ class JobTable:
         )
         in_session = table.c.session_id == bindparam("session")
         listed = in_session & table.c.position.is_not(None)
-        after = tuple_(table.c.position, table.c.job_id) > tuple_(
-            bindparam("position"), bindparam("job")
-        )
+        # MariaDB would use no index for a comparison of pairs, and read all that came
+        # before.
+        position: BindParameter[int] = bindparam("position")
+        after = or_(table.c.position > position, table.c.job_id > bindparam("job"))
         page = (
             select(table.c.position, table.c.job_id)
-            .where(listed, after)
+            .where(listed, table.c.position >= position, after)
             .order_by(table.c.position, table.c.job_id)
             .limit(PAGE)
         )
