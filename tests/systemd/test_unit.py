@@ -13,6 +13,7 @@ import psycopg
 import pytest
 
 from sessionstore import SessionStore, State, Task
+from sessionstore.serializers import PickleSerializer, SignedSerializer, new_key
 from tests import servers
 from tests.daemon.conftest import all_ended, begun, states, until
 from tests.daemon.test_outage import opened
@@ -394,6 +395,23 @@ def test_password_is_nowhere_to_be_seen(
     for text in shown:
         assert servers.PASSWORD not in text
         assert quoted not in text
+
+
+def test_keys_are_a_credential(make_host: Callable[..., Host], url: str) -> None:
+    """With them a task that was written into the database without runs nothing."""
+    key = new_key()
+    keys = CREDENTIAL.replace(".store", ".keys")
+    host = make_host(url, dropin(), files={keys: key})
+    signed = SignedSerializer(PickleSerializer(), [key])
+    with SessionStore(url) as forger, SessionStore(url, serializer=signed) as session:
+        forged, good = forger.add(shell("echo one")), session.add(shell("echo two"))
+        host.box.systemctl("start", UNIT)
+        until(lambda: states(session, good)[-1] == "TERMINATED")
+        assert [error.id for error in session.unreadable()] == [forged]
+        assert outputs(host) == ["two\n"]
+    assert key not in host.box.journal("--output=json") + host.box.systemctl(
+        "show", UNIT
+    )
 
 
 def outputs(host: Host) -> list[str]:
