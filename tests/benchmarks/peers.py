@@ -140,7 +140,7 @@ class SelectThenWrite(Peer):
 
 class Sqlitedict(Peer):
     title = "sqlitedict, autocommit=True"
-    durability = "may be lost, the file too: synchronous=OFF, not to be changed"
+    durability = "may be lost, the file too: written later, synchronous=OFF"
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)

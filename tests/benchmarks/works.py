@@ -179,6 +179,11 @@ def transition(bench: Bench) -> Duel:
     postgresql=0.9,
 )
 def transition_large(bench: Bench) -> Duel:
+    # On SQLite this target is out of reach.  A row is one record there, so that a state
+    # of another length has all of the payload written anew: 32 MiB went into the WAL
+    # for a 16 MiB object.  (Of the same length it was 0.01 MiB, but the record was
+    # still read.)  The state would have to stand in another table than the payload,
+    # and programs that read the old one find both in it.
     session = bench.session(bench.new_url())
     large = session.add(_submitted(1, bench.scale.large)[0])
     small = session.add(_submitted(1)[0])
