@@ -20,6 +20,7 @@ from daemon_example.spool import Spool
 from daemon_example.worker import end_commands, ending, has_ended, work
 from sessionstore import (
     Claim,
+    ConfigurationError,
     ConflictError,
     LeaseLostError,
     Persistable,
@@ -30,6 +31,9 @@ from sessionstore import (
 
 log = logging.getLogger(__name__)
 
+#: What is waited for.  A database that was right at the start, and now refuses us, is
+#: being repaired or moved.
+AWAY = (StoreUnavailableError, ConfigurationError, ConflictError, OSError)
 #: Seconds between two looks at what nobody tells of, such as the spool folder.
 IDLE = 0.5
 #: Seconds from one renewal to the next, at least, if it may bring a request.
@@ -113,7 +117,7 @@ class Supervisor:
                 if self._session.wait(IDLE):
                     self._renew_soon()
                 pause = IDLE
-            except (StoreUnavailableError, ConflictError, OSError) as error:
+            except AWAY as error:
                 log.warning("waiting: %s", error)
                 # Who waits for a database does not hang: a restart would not bring it
                 # back, but end the workers, with the results that they keep for it.

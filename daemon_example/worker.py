@@ -20,6 +20,7 @@ from daemon_example.instance import host, started
 from daemon_example.spool import is_command
 from sessionstore import (
     Claim,
+    ConfigurationError,
     DecodeError,
     SessionStore,
     State,
@@ -86,7 +87,7 @@ def run(
 ) -> tuple[int, str]:
     """Run a command, and return its status, as os.wait() has it, and in words."""
     # Neither the database's password nor systemd's socket is the command's business.
-    secret = ("DAEMON_EXAMPLE_", "NOTIFY_SOCKET", "WATCHDOG_")
+    secret = ("DAEMON_EXAMPLE_", "CREDENTIALS_DIRECTORY", "NOTIFY_SOCKET", "WATCHDOG_")
     environment = {k: v for k, v in os.environ.items() if not k.startswith(secret)}
 
     def end_in_time(*_: object) -> None:
@@ -136,7 +137,7 @@ def patiently(call: Callable[[], T]) -> T:
     while True:
         try:
             return call()
-        except StoreUnavailableError as error:
+        except (StoreUnavailableError, ConfigurationError) as error:
             log.warning("waiting for the database: %s", error)
             time.sleep(pause)
             pause = min(2 * pause, 5.0)

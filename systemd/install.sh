@@ -90,7 +90,7 @@ Installed in $prefix.  What comes next:
   the settings        $config/daemon-example.toml
   the database's URL  /etc/credstore/daemon-example.store, mode 0600
   start it            systemctl enable --now daemon-example.service
-  have it checked     systemctl enable --now daemon-example-check@.timer
+  have it checked     systemctl enable --now daemon-example-check@daemon-example.timer
   if it runs already  systemctl restart daemon-example.service
 END
 }
@@ -121,6 +121,7 @@ uninstall_service() {
     done
     if has_systemd; then
         systemctl daemon-reload
+        systemctl --quiet reset-failed 'daemon-example*' || :
     fi
     cat <<END
 Uninstalled from $prefix.  What is left, if it was there, is yours to remove: the spool

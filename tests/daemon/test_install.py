@@ -143,6 +143,18 @@ def test_prefix_that_the_service_cannot_see_is_refused(prefix: str) -> None:
     assert not Path(prefix).exists()
 
 
+def test_python_that_the_service_cannot_see_is_refused(tmp_path: Path) -> None:
+    """Such as one that a version manager keeps in a home."""
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho /home/me/.pyenv/versions/3.13\n")
+    python.chmod(0o755)
+    done = run_script("install", PREFIX="/opt/nowhere", PYTHON=str(python))
+    assert done.returncode == 1
+    [line] = done.stderr.splitlines()
+    assert "cannot see /home/me/.pyenv/versions/3.13; choose another PYTHON" in line
+    assert not Path("/opt/nowhere").exists()
+
+
 def run_script(what: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """Call the script that make calls."""
     return subprocess.run(

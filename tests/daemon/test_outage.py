@@ -83,6 +83,53 @@ def test_daemon_waits_for_a_server_that_was_killed(
 @pytest.mark.skipif(
     servers.postgresql_binary("initdb") is None, reason="there is no PostgreSQL"
 )
+def test_daemon_waits_for_a_database_that_refuses_it(
+    tmp_path: Path, make_cli: Callable[..., Cli]
+) -> None:
+    """It was right at the start: to end now would lose what the workers have done."""
+    server = servers.start_postgresql()
+    try:
+        cli = make_cli(tmp_path / "spool", server.make_database())
+        cli("start")
+        pid, log = cli.pid(), cli.spool / "daemon.log"
+        gate = tmp_path / "gate"
+        os.mkfifo(gate)
+        with cli.session() as session:
+            id_ = session.add(Task("", command=["sh", "-c", f"read line <{gate}"]))
+            until(lambda: states(session, id_)[-1] == "RUNNING")
+        servers.execute(
+            server.url,
+            "ALTER DATABASE crash ALLOW_CONNECTIONS false",
+            "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity "
+            "WHERE datname = 'crash'",
+            "ALTER DATABASE crash RENAME TO moved",
+        )
+        gate.write_text("line\n")
+        refused = '"crash" does not exist'
+        for who in ("waiting: ", "waiting for the database: "):
+            until(
+                lambda who=who: any(
+                    who in line and refused in line
+                    for line in log.read_text().splitlines()
+                )
+            )
+        servers.execute(
+            server.url,
+            "ALTER DATABASE moved RENAME TO crash",
+            "ALTER DATABASE crash ALLOW_CONNECTIONS true",
+        )
+        with opened(cli.url) as session:
+            until(lambda: states(session, id_)[-1] == "TERMINATED")
+            assert states(session, id_).count("RUNNING") == 1
+        assert cli.pid() == pid
+        cli("stop")
+    finally:
+        server.stop()
+
+
+@pytest.mark.skipif(
+    servers.postgresql_binary("initdb") is None, reason="there is no PostgreSQL"
+)
 def test_daemon_can_be_stopped_while_the_server_is_away(
     tmp_path: Path, make_cli: Callable[..., Cli]
 ) -> None:

@@ -21,6 +21,8 @@ from tests.daemon.conftest import ROOT
 FOLDER = ROOT / "systemd"
 UNITS = sorted(p.name for p in FOLDER.iterdir() if p.suffix in {".service", ".timer"})
 SERVICES = [name for name in UNITS if name.endswith(".service")]
+#: The settings that come as credentials.
+SECRET = {"store", "keys"}
 needs_systemd = pytest.mark.skipif(
     not shutil.which("systemd-analyze"), reason="there is no systemd"
 )
@@ -41,7 +43,7 @@ def values(name: str) -> Iterator[str]:
         yield from re.findall(f"^{name}=-?(.+)$", text, re.MULTILINE)
 
 
-def test_units_are_those_that_the_documents_name() -> None:
+def test_units_are_all_there() -> None:
     """The daemon, its instances, and what checks them."""
     names = ["check@.service", "check@.timer"]
     assert [f"daemon-example-{name}" for name in names] + [
@@ -109,7 +111,7 @@ def test_daemon_knows_all_that_units_call_it_with() -> None:
     known = {f"DAEMON_EXAMPLE_{field.name.upper()}" for field in fields(Settings)}
     assert set_
     assert {variable.partition("=")[0] for variable in set_} <= known
-    assert {line.partition(":")[0] for line in values("LoadCredential")} == {"store"}
+    assert {line.partition(":")[0] for line in values("LoadCredential")} == SECRET
 
 
 def test_status_of_a_wrong_setting_stops_the_restarts() -> None:
@@ -132,10 +134,7 @@ def test_example_of_the_settings_is_what_holds_without_it(
     missing = {field.name for field in fields(Settings)} - {
         line.split()[0] for line in lines
     }
-    assert missing == {
-        "spool",
-        "store",
-    }  # the unit sets the one, a credential the other
+    assert missing == {"spool", *SECRET}
 
 
 @pytest.mark.skipif(not shutil.which("systemd-sysusers"), reason="there is no systemd")
