@@ -20,18 +20,18 @@ def write(store: SqlStore, number: int) -> None:
         store.save(Task())
 
 
-def test_parent_and_four_children_write_at_once(database_url, fork) -> None:
+def test_parent_and_four_children_write_at_once(database_url, start_forked) -> None:
     """G4, G5: no row is lost and no ID is given twice."""
     store = SqlStore(database_url)
     write(store, 3)
-    children = [fork(lambda: write(store, 40)) for _ in range(4)]
+    children = [start_forked(lambda: write(store, 40)) for _ in range(4)]
     write(store, 40)
     for child in children:
         child.wait()
     assert len(store) == len(set(store.list())) == 203
 
 
-def test_fork_while_threads_write(database_url, fork) -> None:
+def test_fork_while_threads_write(database_url, start_forked) -> None:
     """G4: the child's store works though other threads were in the middle of calls."""
     store = SqlStore(database_url)
     write(store, 1)
@@ -48,7 +48,7 @@ def test_fork_while_threads_write(database_url, fork) -> None:
         thread.start()
     try:
         for _ in range(10):
-            fork(lambda: write(store, 2)).wait()
+            start_forked(lambda: write(store, 2)).wait()
     finally:
         done.set()
         for thread in threads:
@@ -56,7 +56,9 @@ def test_fork_while_threads_write(database_url, fork) -> None:
     assert len(store) == 1 + sum(written) + 20
 
 
-def test_threads_wait_while_one_does_the_childs_part_late(database_url, fork) -> None:
+def test_threads_wait_while_one_does_the_childs_part_late(
+    database_url, start_forked
+) -> None:
     """G4: after a fork from C, no thread meets a store that is not disowned yet."""
     stores = [SqlStore(database_url, table_name=name) for name in ("one", "two")]
     for store in stores:
@@ -94,11 +96,11 @@ def test_threads_wait_while_one_does_the_childs_part_late(database_url, fork) ->
         threads[0].join()
         os._exit(0 if written.is_set() else 1)
 
-    fork(child).wait()
+    start_forked(child).wait()
     assert sum(len(store) for store in stores) == 4
 
 
-def test_child_goes_on_without_a_word(database_url, fork, caplog) -> None:
+def test_child_goes_on_without_a_word(database_url, start_forked, caplog) -> None:
     """G4: what happens to the parent's connections is nothing to log in each child."""
     store = SqlStore(database_url)
 
@@ -114,10 +116,12 @@ def test_child_goes_on_without_a_word(database_url, fork, caplog) -> None:
         gc.collect()
         os._exit(len(caplog.records))
 
-    fork(child).wait()
+    start_forked(child).wait()
 
 
-def test_callers_statement_is_refused_after_a_fork_from_c(database_url, fork) -> None:
+def test_callers_statement_is_refused_after_a_fork_from_c(
+    database_url, start_forked
+) -> None:
     """G4: the connection that a transaction yields is the parent's, hooks or not."""
     store = SqlStore(database_url)
 
@@ -135,12 +139,12 @@ def test_callers_statement_is_refused_after_a_fork_from_c(database_url, fork) ->
             assert os.waitpid(pid, 0)[1] == 0
             store.save(Task("after"))
 
-    fork(parent).wait()
+    start_forked(parent).wait()
     assert len(store) == 2
 
 
 def test_objects_of_an_inherited_transaction_are_not_trusted(
-    database_url, fork
+    database_url, start_forked
 ) -> None:
     """G4: in the child, what the open transaction touched is as if never written."""
     session = SessionStore(database_url)
@@ -157,5 +161,5 @@ def test_objects_of_an_inherited_transaction_are_not_trusted(
     with session.transaction():
         session.save(touched)
         session.transition(touched.persistent_id, State.SUBMITTED)
-        fork(child).wait()
+        start_forked(child).wait()
     assert touched.execution.state is State.SUBMITTED
