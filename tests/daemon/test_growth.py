@@ -91,4 +91,6 @@ def test_ended_task_leaves_nothing_in_the_daemon(
 
     grown = start_forked(run, timeout=350).wait()
     assert not grown.keys() & {*OF_A_TASK, "descriptors"}
-    assert {name: more for name, more in grown.items() if more >= MORE // 10} == {}
+    # One for each task would be MORE.  What happens for the first time, on a busy
+    # machine, such as an import, leaves a few things for good.
+    assert {name: more for name, more in grown.items() if more >= MORE // 2} == {}
