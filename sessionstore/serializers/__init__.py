@@ -21,14 +21,19 @@ A serializer of your own has ``dumps`` and ``loads`` as ``Serializer`` has, and 
 if stores with it are to.  Let it raise DecodeError for what it cannot read.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from sessionstore.serializers.allowed import ALWAYS
-from sessionstore.serializers.compressed import CompressedSerializer
-from sessionstore.serializers.encrypted import EncryptedSerializer
-from sessionstore.serializers.json import JsonSerializer
-from sessionstore.serializers.keys import Keys, new_key, read_keys
 from sessionstore.serializers.pickles import PickleSerializer
 from sessionstore.serializers.protocol import Serializer
-from sessionstore.serializers.signed import SignedSerializer
+
+if TYPE_CHECKING:
+    from sessionstore.serializers.compressed import CompressedSerializer
+    from sessionstore.serializers.encrypted import EncryptedSerializer
+    from sessionstore.serializers.json import JsonSerializer
+    from sessionstore.serializers.keys import Keys, new_key, read_keys
+    from sessionstore.serializers.signed import SignedSerializer
 
 __all__ = [
     "ALWAYS",
@@ -42,3 +47,20 @@ __all__ = [
     "new_key",
     "read_keys",
 ]
+
+#: Imported when they are asked for, as every store imports this package.
+_OTHERS = {
+    "CompressedSerializer": "compressed",
+    "EncryptedSerializer": "encrypted",
+    "JsonSerializer": "json",
+    "Keys": "keys",
+    "SignedSerializer": "signed",
+    "new_key": "keys",
+    "read_keys": "keys",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _OTHERS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_OTHERS[name]}"), name)
