@@ -28,23 +28,16 @@ class SettingsError(UserError):
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The daemon's settings."""
+    """The daemon's settings; HELP says what each of them is."""
 
     spool: Path = Path("spool")
-    #: A database URL; an SQLite file in the spool folder if it is empty.  It may have
-    #: a password, which no log is to show.
+    #: It may have a password, which no log is to show.
     store: str = field(default="", repr=False)
     session: str = "default"
-    #: A file of keys, or a credential's name, to sign tasks with: who can write to the
-    #: database, and has none of the keys, then cannot have the daemon run anything.
     keys: str = ""
-    #: How many tasks run at once.
     workers: int = 2
-    #: How often a task is started before it is given up.
     attempts: int = 3
-    #: Seconds that running tasks get to end when the daemon stops.
     grace: float = 10.0
-    #: Seconds for which a task is held without a word from its daemon.
     lease: float = 60.0
 
     @property
@@ -60,6 +53,18 @@ class Settings:
         return SignedSerializer(PickleSerializer(), read_keys(self.keys))
 
 
+HELP = {
+    "spool": "the daemon's folder (default: ./spool)",
+    "store": "the database's URL (default: a file in the spool folder); one with a "
+    "password is better in DAEMON_EXAMPLE_STORE, where nobody else can read it",
+    "session": "the session's name (default: default)",
+    "keys": "a file of keys, or a credential's name: what was written without them "
+    "into the database is not run (default: none)",
+    "workers": "how many tasks run at once (default: 2)",
+    "attempts": "how often a task is started before it is given up (default: 3)",
+    "grace": "seconds that tasks get to end when the daemon stops (default: 10)",
+    "lease": "seconds for which a task is held without a word (default: 60)",
+}
 #: The least that a number can be; each can be a million.
 LEAST = {"workers": 1, "attempts": 1, "grace": 0, "lease": 1}
 
@@ -79,9 +84,11 @@ def load(options: Namespace) -> Settings:
         )
     values: dict[str, Any] = {}
     for name, default in known.items():
-        given = (pair for pair in _sources(name, options, file) if pair[1] is not None)
-        where, value = next(given, ("by default", default))
-        values[name] = _convert(name, value, type(default), where)
+        values[name] = default
+        for where, value in _sources(name, options, file):
+            if value is not None:
+                values[name] = _convert(name, value, type(default), where)
+                break
     values["spool"] = values["spool"].absolute()
     return Settings(**values)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 __all__ = ["main"]
 
 
-def main() -> int:
-    """Run the command line, and return its exit status."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command, that of the command line if none is given; return its status."""
     try:
         from sessionstore.cli.running import run
     except ModuleNotFoundError as error:
@@ -20,7 +21,7 @@ def main() -> int:
         return 1
     except KeyboardInterrupt:
         return 130
-    return run()
+    return run(arguments)
 
 
 if __name__ == "__main__":
