@@ -16,6 +16,7 @@ __all__ = ["migrate"]
 def migrate(connection: Connection, *, table: str, version_table: str) -> None:
     """Run the steps that the tables of ``table`` have not seen, in a transaction."""
     from alembic.config import Config
+    from alembic.operations import Operations
     from alembic.runtime.environment import EnvironmentContext
     from alembic.script import ScriptDirectory
 
@@ -24,17 +25,20 @@ def migrate(connection: Connection, *, table: str, version_table: str) -> None:
     folder = Path(__file__).with_name("migrations")
     config.set_main_option("script_location", str(folder).replace("%", "%%"))
     scripts = ScriptDirectory.from_config(config)
-    with EnvironmentContext(
+    # Not entered: alembic.op and alembic.context would be ours, for all threads, and
+    # another's tables be made on this connection.
+    environment = EnvironmentContext(
         config,
         scripts,
         fn=lambda revision, _: scripts._upgrade_revs("head", revision),
-    ) as environment:
-        environment.configure(
-            connection=connection,
-            version_table=version_table,
-            transactional_ddl=False,
-        )
-        environment.run_migrations(table=table)
+    )
+    environment.configure(
+        connection=connection,
+        version_table=version_table,
+        transactional_ddl=False,
+    )
+    context = environment.get_context()
+    context.run_migrations(table=table, op=Operations(context))
 
 
 def _make_known(dialect: Dialect) -> None:

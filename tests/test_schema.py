@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -52,6 +54,24 @@ def test_many_processes_create_the_tables_at_once(
     for child in children:
         child.wait()
     assert len(SessionStore(database_url, "same", create=False)) == 6
+
+
+def test_threads_create_tables_in_several_databases_at_once(tmp_path: Path) -> None:
+    """Each in its own: what Alembic has one of for all threads is not used."""
+    stores = [SqlStore(f"sqlite:///{tmp_path}/{n}.db") for n in range(16)]
+    together = threading.Barrier(len(stores))
+
+    def tables(store: SqlStore) -> list[str]:
+        with store.transaction() as connection:
+            return inspect(connection).get_table_names()
+
+    def create(store: SqlStore) -> list[str]:
+        together.wait(60)
+        return tables(store)
+
+    with ThreadPoolExecutor(len(stores)) as pool:
+        made = list(pool.map(create, stores))
+    assert made == [tables(SqlStore(f"sqlite:///{tmp_path}/alone.db"))] * len(stores)
 
 
 def test_newer_schema_is_refused(database_url: str) -> None:

@@ -6,7 +6,7 @@ MariaDB commits each statement by itself, and may die between two of them.
 """
 
 import sqlalchemy as sa
-from alembic import op
+from alembic.operations import Operations
 
 revision = "0001"
 down_revision = None
@@ -23,7 +23,7 @@ _OPTIONS = {
 }
 
 
-def upgrade(table: str) -> None:
+def upgrade(table: str, op: Operations) -> None:
     """Make the four tables and number the next ID 1."""
     op.create_table(
         f"{table}_session",

@@ -1,13 +1,13 @@
 """Where writers count, on servers that have no other way to wake who waits."""
 
 import sqlalchemy as sa
-from alembic import op
+from alembic.operations import Operations
 
 revision = "0002"
 down_revision = "0001"
 
 
-def upgrade(table: str) -> None:
+def upgrade(table: str, op: Operations) -> None:
     """Make the table of counters, on MySQL and MariaDB only."""
     if op.get_bind().dialect.name not in {"mysql", "mariadb"}:
         return
