@@ -19,7 +19,7 @@ from sqlalchemy.engine import URL, Connection, ExceptionContext, create_engine
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.pool import NullPool, StaticPool
 
-from sessionstore import dialects, fork
+from sessionstore import dialects, fork, silence
 from sessionstore.errors import ConfigurationError, SessionStoreError
 from sessionstore.failures import translated
 from sessionstore.kept import KeptConnection
@@ -134,8 +134,14 @@ class Connections:
                 is_uri=bool(keywords.get("uri")),
                 create=self._options.create,
             )
+        # What the user chose is in there already.
+        ours = silence.connect_options(dialect.driver, self._options.busy_timeout)
+        for name, value in ours.items():
+            keywords.setdefault(name, value)
 
     def _configure(self, connection: Any, record: Any) -> None:
+        driver = self.engine.dialect.driver
+        silence.watch(driver, connection, self._options.busy_timeout)
         cursor = connection.cursor()
         try:
             self.settings.on_connect(cursor, self._options)

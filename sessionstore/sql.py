@@ -49,7 +49,8 @@ class SqlStore(Store):
     Options: ``serializer`` (see ``sessionstore.serializers``); ``rename`` (classes that
     have moved, as ``{"old.module:Old": "new.module:New"}``, or modules; objects are
     found under either name, and saved under the new one); ``synchronous`` (SQLite:
-    OFF, NORMAL, FULL or EXTRA); ``busy_timeout`` (seconds to wait for other writers);
+    OFF, NORMAL, FULL or EXTRA); ``busy_timeout`` (seconds to wait for other writers,
+    and for a network that has gone silent, see ``sessionstore.silence``);
     ``engine_options`` (for ``sqlalchemy.create_engine``).  Those of
     ``FilesystemStore`` are ignored, and any other is too, with a warning.
 

@@ -166,8 +166,11 @@ def start_postgresql(interface: str = "") -> Server:
     return server
 
 
-def start_mariadb() -> Server:
-    """Start MariaDB on a free loopback port."""
+def start_mariadb(interface: str = "") -> Server:
+    """Start MariaDB on a free loopback port.
+
+    It listens on a private network too, as PostgreSQL does.
+    """
     install, mariadbd = mariadb_binary("mariadb-install-db"), mariadb_binary("mariadbd")
     assert install is not None
     assert mariadbd is not None
@@ -179,6 +182,10 @@ def start_mariadb() -> Server:
     if user is not None:
         shutil.chown(temporary, user)
     common = ["--no-defaults", f"--datadir={data}", f"--tmpdir={temporary}"]
+    addresses, places = "127.0.0.1", ["127.0.0.1"]
+    if interface:
+        addresses += f",{ip_interface(interface).ip}"
+        places.append(ip_interface(interface).network.with_netmask)
     subprocess.run(
         [install, *common, "--auth-root-authentication-method=normal"]
         + ["--skip-test-db"],
@@ -191,7 +198,7 @@ def start_mariadb() -> Server:
             mariadbd,
             *common,
             f"--port={port}",
-            "--bind-address=127.0.0.1",
+            f"--bind-address={addresses}",
             f"--socket={folder}/socket",
             f"--pid-file={folder}/pid",
             "--max-allowed-packet=256M",
@@ -210,11 +217,12 @@ def start_mariadb() -> Server:
             pymysql.connect(host="127.0.0.1", port=port, user="root") as root,
             root.cursor() as cursor,
         ):
-            cursor.execute(
-                "CREATE USER IF NOT EXISTS tester@'127.0.0.1' IDENTIFIED BY %s",
-                (PASSWORD,),
-            )
-            cursor.execute("GRANT ALL ON *.* TO tester@'127.0.0.1'")
+            for place in places:
+                cursor.execute(
+                    f"CREATE USER IF NOT EXISTS tester@'{place}' IDENTIFIED BY %s",
+                    (PASSWORD,),
+                )
+                cursor.execute(f"GRANT ALL ON *.* TO tester@'{place}'")
 
     _wait(server, create_user)
     return server

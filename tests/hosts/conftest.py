@@ -19,10 +19,10 @@ NAMES = ("one", "two", "three")
 LEASE = 8
 #: In the box; all hosts see the same.
 MARKS = "/var/marks"
-DROPIN = f"""\
+DROPIN = """\
 [Service]
-ReadWritePaths={MARKS}
-Environment=DAEMON_EXAMPLE_LEASE={LEASE} DAEMON_EXAMPLE_WORKERS=2
+ReadWritePaths={marks}
+Environment=DAEMON_EXAMPLE_LEASE={lease} DAEMON_EXAMPLE_WORKERS=2
 Environment=DAEMON_EXAMPLE_ATTEMPTS=20 DAEMON_EXAMPLE_GRACE=0
 """
 
@@ -30,10 +30,18 @@ Environment=DAEMON_EXAMPLE_ATTEMPTS=20 DAEMON_EXAMPLE_GRACE=0
 class Hosts:
     """Some hosts on one network, with one database, and what their commands wrote."""
 
-    def __init__(self, stack: ExitStack, folder: Path, options: str, more: str) -> None:
+    def __init__(
+        self,
+        stack: ExitStack,
+        folder: Path,
+        options: str = "",
+        more: str = "",
+        lease: int = LEASE,
+    ) -> None:
         self._stack = stack
         self._folder = folder
         self._more = more
+        self._dropin = DROPIN.format(lease=lease, marks=MARKS)
         self.network = stack.enter_context(Network())
         server = servers.start_postgresql(f"{self.network.ADDRESS}/24")
         stack.callback(server.stop)
@@ -48,7 +56,7 @@ class Hosts:
 
     def boot(self, name: str) -> None:
         """Boot a host, for the first time or again."""
-        contents = installed(self._url, DROPIN, self._more)
+        contents = installed(self._url, self._dropin, self._more)
         contents.files["etc/hostname"] = f"{name}\n"
         contents.binds[self.marks] = MARKS
         box = Box(self._folder / name, contents, has_network=True)
@@ -97,10 +105,11 @@ class Hosts:
 def make_hosts(tmp_path: Path) -> Iterator[Callable[..., Hosts]]:
     """Make three hosts; no daemon runs yet.
 
-    ``options`` are added to the URL, ``more`` is a line of Python to be run first.
+    ``options`` are added to the URL, ``more`` is a line of Python to be run first, and
+    ``lease`` is the daemons'.
     """
     need_boxes("ip")
     if servers.postgresql_binary("initdb") is None:
         pytest.skip("there is no PostgreSQL")
     with ExitStack() as stack:
-        yield lambda options="", more="": Hosts(stack, tmp_path, options, more)
+        yield lambda **options: Hosts(stack, tmp_path, **options)

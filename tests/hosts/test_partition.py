@@ -8,15 +8,16 @@ from collections.abc import Callable
 import pytest
 
 from sessionstore import State, Transition
-from tests.daemon.conftest import all_ended, until
+from tests.daemon.conftest import all_ended, states, until
 from tests.hosts.conftest import MARKS, Hosts
 from tests.systemd.host import UNIT
 
 #: Ends when the test says so.
 LONG = f"while [ ! -e {MARKS}/go ]; do mark beat; sleep .1; done"
 SHORT = "sleep .2"
-#: libpq's options by which a daemon finds out that it hears nothing any more.
+#: libpq's options by which a daemon finds out within seconds that it hears nothing.
 IMPATIENT = "&tcp_user_timeout=2000&connect_timeout=2"
+RUN_ONCE = ["NEW", "SUBMITTED", "RUNNING", "TERMINATING", "TERMINATED"]
 
 
 def lost(hosts: Hosts, id_: int) -> Transition:
@@ -86,6 +87,32 @@ def test_no_task_is_lost_or_has_two_holders(
         assert "stop working on it, and claim new work" in said
         last = max(line.at for line in hosts.written(id_) if line.host == "one")
         assert last / 1e9 < lease_ended_at
+
+
+def test_result_is_kept_until_the_link_is_back(
+    make_hosts: Callable[..., Hosts],
+) -> None:
+    """G1: by a plain URL the daemon finds out, says so, and is not restarted for it.
+
+    The lease still holds when the worker can write.
+    """
+    hosts = make_hosts(lease=600)
+    session, one = hosts.session, hosts.hosts["one"]
+    one.box.systemctl("start", UNIT)
+    id_ = hosts.add(LONG)
+    until(lambda: hosts.written(id_))
+    hosts.network.cut("one")
+    (hosts.marks / "go").touch()
+    # Before the watchdog bites, after 60 seconds.
+    until(lambda: one.show("StatusText").startswith("waiting: "), 120)
+    assert hosts.written(id_)[-1].what == "end"
+    assert session.history(id_)[-1].to_state is State.RUNNING
+    hosts.network.mend("one")
+    until(lambda: all_ended(session), 120)
+    assert states(session, id_) == RUN_ONCE
+    assert hosts.problems() == {}
+    until(lambda: one.show("StatusText") == "1 TERMINATED")
+    assert one.restarts() == 0
 
 
 def test_tasks_of_a_host_that_vanishes_are_run_by_others(
