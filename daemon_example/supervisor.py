@@ -267,11 +267,7 @@ class Supervisor:
         for claim in claims:
             worker = Worker(0, claim, memoryview(mmap.mmap(-1, 8)).cast("d"), now)
             worker.renewed(now)
-            try:
-                worker.pid = os.fork()
-            except OSError as error:
-                claim.release(f"no process for it: {error}")
-                raise
+            worker.pid = os.fork()
             if worker.pid == 0:
                 self._be(worker)
             self._workers.append(worker)

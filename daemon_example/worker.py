@@ -64,15 +64,11 @@ def work(
 
     try:
         task = patiently(lambda: claim.task)
-        has_command = is_command(getattr(task, "command", None))
-        problem = "" if has_command else "it has no command"
-    except DecodeError as error:
-        problem = str(error)
-    if problem:
-        ended: dict[str, Any] = {"returncode": CANNOT_RUN}
-        ended["info"] = f"cannot be run: {problem}"
-        patiently(lambda: record(State.SUBMITTED))
-        patiently(lambda: record(State.TERMINATED, **ended))
+        if not is_command(getattr(task, "command", None)):
+            raise ValueError("it has no command")
+    except (DecodeError, ValueError) as error:
+        ended = {"returncode": CANNOT_RUN, "info": f"cannot be run: {error}"}
+        patiently(lambda: record(State.SUBMITTED, State.TERMINATED, **ended))
         return
     task.worker = [host(), os.getpid(), started(os.getpid())]
     task.output = str(output)
@@ -105,12 +101,9 @@ def run(
     signal.setitimer(signal.ITIMER_REAL, max(deadline[0] - time.monotonic(), 1e-6))
     try:
         with output.open("ab") as file:
+            nothing = subprocess.DEVNULL
             process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=file,
-                env=environment,
+                command, stdin=nothing, stdout=file, stderr=file, env=environment
             )
         # The command alone has the group now, so that to stop or end it does not hit
         # us while we write to the database.  (Without a supervisor it stays ours.)
