@@ -110,17 +110,14 @@ def submit(options: argparse.Namespace) -> int:
     found = settings.load(options)
     if not found.store:
         found.spool.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with SessionStore(found.url, found.session, serializer=found.serializer) as session:
+    with found.open_session(create=True) as session:
         print(session.add(new_task(options.words, options.name)))
     return 0
 
 
 def open_session(options: argparse.Namespace) -> SessionStore:
     """Return the session, which must be there."""
-    found = settings.load(options)
-    return SessionStore(
-        found.url, found.session, create=False, serializer=found.serializer
-    )
+    return settings.load(options).open_session(create=False)
 
 
 def ask_library(options: argparse.Namespace) -> int:

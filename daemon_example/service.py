@@ -20,12 +20,7 @@ from daemon_example.settings import Settings, SettingsError, UserError, load
 from daemon_example.signals import Signals
 from daemon_example.spool import Spool
 from daemon_example.supervisor import Supervisor
-from sessionstore import (
-    ConfigurationError,
-    SchemaError,
-    SessionStore,
-    StoreUnavailableError,
-)
+from sessionstore import ConfigurationError, SchemaError, StoreUnavailableError
 
 log = logging.getLogger(__name__)
 
@@ -52,9 +47,7 @@ def work(
     pause = 0.5
     while not {signal.SIGTERM, signal.SIGINT} & set(signals.take()):
         try:
-            with SessionStore(
-                found.url, found.session, serializer=found.serializer
-            ) as session:
+            with found.open_session(create=True) as session:
                 supervisor = Supervisor(session, found, lock, signals)
                 supervisor.run(ready, lambda: load(options))
             break
@@ -83,10 +76,7 @@ def start(options: Namespace) -> int:
     lock = instance.lock(found.spool)
     reader, writer = os.pipe()
     if os.fork() == 0:
-        try:
-            detach(options, found, lock, writer)
-        finally:
-            os._exit(1)
+        detach(options, found, lock, writer)
     os.close(writer)
     with os.fdopen(reader) as pipe:
         said = pipe.read()
@@ -99,15 +89,6 @@ def start(options: Namespace) -> int:
 
 def detach(options: Namespace, found: Settings, lock: int, writer: int) -> NoReturn:
     """Become a daemon and work; tell ``writer`` when it is ready, or why not."""
-    # The context closes every descriptor that it is not told of: the log and the
-    # database are opened after it.
-    context = daemon.DaemonContext(
-        detach_process=True,
-        umask=0o077,
-        working_directory=os.getcwd(),  # paths mean the same as in the foreground
-        files_preserve=[lock, writer],
-        signal_map={},  # the loop's own handlers are still to come
-    )
     code = 1
     pipe = os.fdopen(writer, "w")
 
@@ -118,7 +99,15 @@ def detach(options: Namespace, found: Settings, lock: int, writer: int) -> NoRet
             pipe.close()
 
     try:
-        with context:
+        # It closes every descriptor that it is not told of: the log and the database
+        # are opened after it.
+        with daemon.DaemonContext(
+            detach_process=True,
+            umask=0o077,
+            working_directory=os.getcwd(),  # paths mean the same as in the foreground
+            files_preserve=[lock, writer],
+            signal_map={},  # the loop's own handlers are still to come
+        ):
             handler = logging.handlers.WatchedFileHandler(found.spool / "daemon.log")
             log_to(handler, "%(asctime)s %(levelname)s %(message)s")
             code = work(options, found, lock, ready=lambda: tell("ready"))

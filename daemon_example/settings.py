@@ -7,10 +7,10 @@ import tomllib
 from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from sessionstore import SessionStore
 from sessionstore.serializers import PickleSerializer, SignedSerializer, read_keys
 
 
@@ -45,12 +45,12 @@ class Settings:
         """The database's URL."""
         return self.store or f"sqlite:///{self.spool}/tasks.db"
 
-    @property
-    def serializer(self) -> SignedSerializer | None:
-        """What signs the tasks, where there are keys."""
-        if not self.keys:
-            return None
-        return SignedSerializer(PickleSerializer(), read_keys(self.keys))
+    def open_session(self, *, create: bool) -> SessionStore:
+        """Open the session; with keys, its tasks are signed."""
+        signed = None
+        if self.keys:
+            signed = SignedSerializer(PickleSerializer(), read_keys(self.keys))
+        return SessionStore(self.url, self.session, create=create, serializer=signed)
 
 
 HELP = {
@@ -77,10 +77,9 @@ def load(options: Namespace) -> Settings:
     file = _read(options.config) if options.config else {}
     known = asdict(Settings())
     if unknown := file.keys() - known:
-        near = get_close_matches(min(unknown), known, 1)
         raise SettingsError(
             f"{options.config} has the unknown setting {min(unknown)!r}; there are "
-            f"{', '.join(known)}" + (f"; the nearest is {near[0]!r}" if near else "")
+            f"{', '.join(known)}"
         )
     values: dict[str, Any] = {}
     for name, default in known.items():

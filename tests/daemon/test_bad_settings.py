@@ -22,7 +22,7 @@ from tests.daemon.test_command_line import STORE, cli_as_nobody
 pytestmark = pytest.mark.backends("sqlite")
 
 FILES = [
-    ("wrokers = 3", "unknown setting 'wrokers'", "the nearest is 'workers'"),
+    ("wrokers = 3", "unknown setting 'wrokers'", "keys, workers, attempts"),
     ("[workers]\nn = 3", "workers cannot be {'n': 3}", "a whole number of 1 to"),
     ("workers = 2.5", "workers cannot be 2.5", "a whole number of 1 to"),
     ("workers = true", "workers cannot be True", "a whole number of 1 to"),
