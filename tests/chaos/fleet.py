@@ -38,7 +38,7 @@ class Daemon:
 
     def __init__(self, cli: Cli) -> None:
         self.cli = cli
-        self.spool = Spool(cli.spool)
+        Spool(cli.spool)  # so that it is there for tasks before the daemon is
         self.log = cli.spool / "log"
         self.process: subprocess.Popen[bytes] | None = None
         #: When it is started, or goes on, by the monotonic clock.
