@@ -127,7 +127,8 @@ class Fleet:
             if self._server is None or self._server_back_at is not None:
                 return
             self._server.kill()
-            self._server_back_at = back_at
+            # So long that others are struck, or come back, meanwhile.
+            self._server_back_at = time.monotonic() + 2 * after
         elif what == "worker":
             workers = daemon.workers()
             if not workers:
@@ -182,7 +183,8 @@ class Fleet:
             assert "Traceback" not in log, log
             last_words = re.findall("^daemon-example: .*", log, re.MULTILINE)
             for words in last_words:
-                assert re.search("cannot be reached|connection to .* was lost", words)
+                known = "cannot be reached|connection to .* was lost"
+                assert re.search(known, words), words
             explained += len(last_words)
         assert explained >= self.gave_up, "a daemon ended without a word"
 
