@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import re
 import signal
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import psutil
+import pytest
 
 from daemon_example import instance
 from daemon_example.spool import Spool
@@ -86,8 +86,6 @@ class Fleet:
         self.daemons = daemons
         self._journals = journals
         self.befell: Counter[str] = Counter()
-        #: Daemons that ended by themselves, as nobody answered when they began.
-        self.gave_up = 0
         self._folder = daemons[0].cli.spool.parent
         self._server = server
         self._server_back_at: float | None = None
@@ -153,10 +151,9 @@ class Fleet:
             self._server.process = self._server.run()
             self._server_back_at = None
         for daemon in self.daemons:
+            # None ends by itself, a server that is away neither.
             if daemon.process is not None and daemon.process.poll() is not None:
-                # As systemd would start it again.
-                self.gave_up += 1
-                daemon.process, daemon.back_at = None, time.monotonic() + 0.5
+                pytest.fail(f"{daemon.cli.spool}: {daemon.log.read_text()[-2000:]}")
             if daemon.back_at > until:
                 continue
             if daemon.process is None:
@@ -175,18 +172,11 @@ class Fleet:
         for daemon in self.daemons:
             assert daemon.process is not None
             daemon.process.terminate()
-        explained = 0
         for daemon in self.daemons:
             assert daemon.process is not None
             status, log = daemon.process.wait(60), daemon.log.read_text()
             assert status == 0, log
             assert "Traceback" not in log, log
-            last_words = re.findall("^daemon-example: .*", log, re.MULTILINE)
-            for words in last_words:
-                known = "cannot be reached|connection to .* was lost"
-                assert re.search(known, words), words
-            explained += len(last_words)
-        assert explained >= self.gave_up, "a daemon ended without a word"
 
 
 def command(journals: Path, name: str, seconds: float, code: int) -> list[str]:

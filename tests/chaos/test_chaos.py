@@ -68,7 +68,6 @@ def test_daemons_lose_nothing_whatever_is_killed(
                 break
             assert seconds < BOUND, f"{fleet.begun()} tasks were begun"
             fleet.strike()
-        befell = {**fleet.befell, "no server": fleet.gave_up}
         fleet.restore(until=float("inf"))
         with opened(url) as session:
             until(lambda: fleet.calm() and len(session) == TASKS, BOUND)
@@ -80,9 +79,10 @@ def test_daemons_lose_nothing_whatever_is_killed(
     all_records = [record for found in records.values() for record in found]
     attempts = sum(record.attempts for record in all_records)
     given_up = sum(r.history[-1].info == "attempts exhausted" for r in all_records)
+    all_runs = sum(map(len, runs.values()))
     print(
-        f"{backend}: {TASKS} tasks, {attempts} attempts, {sum(map(len, runs.values()))}"
-        f" runs, {given_up} exhausted; befell {befell}; {seconds:.0f} s, then"
+        f"{backend}: {TASKS} tasks, {attempts} attempts, {all_runs} runs, {given_up}"
+        f" exhausted; befell {dict(fleet.befell)}; {seconds:.0f} s, then"
         f" {time.monotonic() - began_at - seconds:.0f} s to the end"
     )
     assert check(names, records, runs, ATTEMPTS) == []
