@@ -133,7 +133,9 @@ def _use_wal(cursor: Any, deadline: float) -> None:
 
 
 def _configure_postgresql(cursor: Any, options: Options) -> None:
-    cursor.execute(f"SET lock_timeout = {int(options.busy_timeout * 1000)}")
+    # 0 would be to wait for ever.
+    milliseconds = max(1, int(options.busy_timeout * 1000))
+    cursor.execute(f"SET lock_timeout = {milliseconds}")
 
 
 def _configure_mysql(cursor: Any, options: Options) -> None:

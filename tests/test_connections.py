@@ -266,3 +266,17 @@ def test_threads_share_a_session(database_url) -> None:
         thread.join()
     assert not errors
     assert session.counts() == {State.SUBMITTED: 60}
+
+
+@pytest.mark.backends("sqlite", "postgresql")
+@pytest.mark.timeout(30)
+def test_busy_timeout_of_nothing_does_not_wait(database_url: str) -> None:
+    """To PostgreSQL 0 would mean for ever."""
+    holder = SqlStore(database_url)
+    id_ = holder.save(Task())
+    other = SqlStore(database_url, busy_timeout=0)
+    task = other.load(id_)
+    with holder.transaction():
+        holder.save(holder.load(id_))
+        with pytest.raises(StoreUnavailableError, match="busy"):
+            other.save(task)
