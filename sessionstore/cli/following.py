@@ -11,7 +11,6 @@ from typing import Annotated
 
 import typer
 from rich.console import Group
-from rich.live import Live
 from rich.text import Text
 
 from sessionstore.cli.common import Common
@@ -40,6 +39,8 @@ def watch(common: Common, state: States = None, name: Name = None) -> None:
 
     In a pipe, or with --json, the counts are a line each time that they change.
     """
+    from rich.live import Live  # which no other command needs
+
     wanted = Filter(states_of(state or ()) or _AT_WORK, name)
     with common.opened() as (session, listing, session_id):
         try:

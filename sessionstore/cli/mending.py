@@ -1,22 +1,27 @@
-"""Commands that say what is wrong with a store, and mend it."""
+"""Commands that say what is wrong with a store, and mend it.
+
+What does the work is imported by the commands themselves, as all others would wait for
+it too.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.text import Text
 
-from sessionstore import doctor as doctors
 from sessionstore.cli.common import Common
 from sessionstore.cli.output import Row, visible
-from sessionstore.doctor import Finding, Level
+
+if TYPE_CHECKING:
+    from sessionstore.doctor import Finding
 
 __all__ = ["doctor", "migrate", "repickle", "unreadable"]
 
 _COLUMNS = ("level", "check", "what", "why", "remedy")
-_STYLES = {Level.OK: "green", Level.NOTE: "yellow", Level.WRONG: "bold red"}
+_STYLES = {"ok": "green", "note": "yellow", "wrong": "bold red"}
 
 
 def doctor(
@@ -30,11 +35,13 @@ def doctor(
     Payloads are read, which runs what unpickling them runs. Status 1: something is
     wrong, and was not mended.
     """
+    from sessionstore import doctor as doctors
+
     wrong = 0
     with common.store() as store:
         for finding in doctors.examine(store):
             _show(common, finding)
-            if finding.level is not Level.WRONG:
+            if finding.level is not doctors.Level.WRONG:
                 continue
             if fix and finding.mend is not None:
                 finding.mend()
@@ -65,6 +72,8 @@ def unreadable(common: Common) -> int:
 
     With --rename, those that cannot be read then either.
     """
+    from sessionstore import doctor as doctors
+
     found = 0
 
     def rows() -> Iterator[Row]:
@@ -88,6 +97,8 @@ def repickle(
 
     Tasks that are claimed are left for later. Status 1: some could not be written.
     """
+    from sessionstore import doctor as doctors
+
     problems = 0
 
     def rows() -> Iterator[Row]:
@@ -108,5 +119,7 @@ def repickle(
 
 def migrate(common: Common) -> None:
     """Bring a store's tables up to date, or make those that sessions need."""
+    from sessionstore import doctor as doctors
+
     with common.store() as store:
         doctors.migrate(store)

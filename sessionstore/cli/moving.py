@@ -1,17 +1,23 @@
-"""Commands that move stores: to another database, to a file, and from either."""
+"""Commands that move stores: to another database, to a file, and from either.
+
+What does the work is imported by the commands themselves, as all others would wait for
+it too.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sessionstore import transfer
 from sessionstore.cli.common import Common, UsageError
 from sessionstore.cli.output import Output
+
+if TYPE_CHECKING:
+    from sessionstore.transfer import Progress, Transfer
 
 __all__ = ["copy", "export", "import_"]
 
@@ -44,6 +50,8 @@ def copy(
     What was interrupted goes on when it is run again. A command line is shown to
     everybody: leave passwords to the drivers' own files, or use export and import.
     """
+    from sessionstore import transfer
+
     with shown(common.output) as progress:
         done = transfer.copy(
             source,
@@ -66,6 +74,8 @@ def export(
 
     Workers may go on meanwhile: it has what was there at one moment.
     """
+    from sessionstore import transfer
+
     with shown(common.output) as progress, common.store() as store:
         done = transfer.export(
             store, file, session=only, verify=verify, progress=progress
@@ -91,6 +101,8 @@ def import_(
 
     What was interrupted goes on, or begins anew, when it is run again.
     """
+    from sessionstore import transfer
+
     if not common.url:
         raise UsageError("no store is named: give --url, or set SESSIONSTORE_URL")
     if file.is_dir():
@@ -110,6 +122,8 @@ def import_(
 def _import_directory(
     common: Common, url: str, path: Path, name: str | None, objects: str | None
 ) -> int:
+    from sessionstore import transfer
+
     output = common.output
     with shown(output) as progress:
         done = transfer.import_gc3pie(
@@ -133,7 +147,7 @@ def _import_directory(
     return 1 if done.missing else 0
 
 
-def _report(output: Output, done: transfer.Transfer) -> None:
+def _report(output: Output, done: Transfer) -> None:
     row: dict[str, object] = {
         "objects": done.objects,
         "written": done.written,
@@ -145,7 +159,7 @@ def _report(output: Output, done: transfer.Transfer) -> None:
 
 
 @contextmanager
-def shown(output: Output) -> Iterator[transfer.Progress]:
+def shown(output: Output) -> Iterator[Progress]:
     """Give what shows a bar for each part of a transfer."""
     with ExitStack() as bars:
         shown = _Shown(output, bars)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 
 from sqlalchemy import text
@@ -150,3 +153,25 @@ def test_what_cannot_be_unpickled_is_listed_all_the_same(
     assert (result.status, result.out) == (1, "")
     assert "cannot be read" in result.err
     assert "--raw" in result.err
+
+
+def test_looking_imports_nothing_of_other_commands(
+    session: SessionStore, database_url: str
+) -> None:
+    """Who types ``ls`` does not wait for what examines and moves stores."""
+    code = (
+        "import sys\n"
+        "from sessionstore.cli.running import run\n"
+        "assert run(['ls', '--session', sys.argv[1]]) == 0\n"
+        "print(*sys.modules, sep='\\n')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, session.name],
+        env={**os.environ, "SESSIONSTORE_URL": database_url},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    others = {"sessionstore.doctor", "sessionstore.transfer", "rich.live", "alembic"}
+    assert others & set(done.stdout.splitlines()) == set()
