@@ -111,7 +111,8 @@ def _configure_sqlite(cursor: Any, options: Options) -> None:
     cursor.execute(f"PRAGMA busy_timeout = {int(options.busy_timeout * 1000)}")
     cursor.execute(f"PRAGMA synchronous = {options.synchronous}")
     cursor.execute("PRAGMA foreign_keys = ON")
-    _use_wal(cursor, time.monotonic() + options.busy_timeout)
+    if options.create:  # else the file stays as it is, whoever looks into it
+        _use_wal(cursor, time.monotonic() + options.busy_timeout)
     Patience.USUAL.set(cursor, options)
 
 

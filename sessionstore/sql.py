@@ -44,7 +44,8 @@ class SqlStore(Store):
     raises, that is logged and the column stays NULL.  ``idfactory`` is an object
     whose ``new(obj)`` returns an integer that no object ever had.
 
-    With ``create=False`` nothing is created: no table, no SQLite file.
+    With ``create=False`` nothing is created: no table, no SQLite file; one that is
+    there keeps its journal mode.
 
     Options: ``serializer`` (see ``sessionstore.serializers``); ``rename`` (classes that
     have moved, as ``{"old.module:Old": "new.module:New"}``, or modules; objects are

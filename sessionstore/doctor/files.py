@@ -6,11 +6,13 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 from sessionstore.doctor.finding import Finding, Level, Patient
 from sessionstore.doctor.look import looking, sqlite_file
+from sessionstore.sql import SqlStore
 
 __all__ = ["check"]
 
@@ -61,9 +63,15 @@ def _journal(patient: Patient) -> Finding:
         f"it is {mode}, not wal",
         "readers and writers keep each other waiting",
         "PRAGMA journal_mode = WAL",
-        # What every store does as it opens the file.
-        lambda: patient.store._objects.database.read(lambda kept: None),
+        lambda: _use_wal(patient.store),
     )
+
+
+def _use_wal(store: SqlStore) -> None:
+    # What every store that may create something does as it opens the file.
+    recipe: dict[str, Any] = {**store._recipe, "create": True}
+    with SqlStore(**recipe) as creating:
+        creating._objects.database.read(lambda kept: None)
 
 
 def _synchronous(patient: Patient) -> Finding:

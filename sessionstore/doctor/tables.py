@@ -87,6 +87,8 @@ def migrate(store: SqlStore) -> None:
 
     Raises SchemaError where they are of a newer release, or do not fit.
     """
+    # Tables are made in a database that is there: a misspelt file gives an error.
+    store._objects.database.read(lambda kept: None)
     # A store that may not create anything does not migrate either.
     recipe: dict[str, Any] = {**store._recipe, "create": True}
     with SqlStore(**recipe) as creating:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -191,6 +192,31 @@ def test_looking_migrates_nothing(
         version = connection.execute(text("SELECT version_num FROM store_version"))
         assert version.scalar() == "0001"
     engine.dispose()
+
+
+def test_migrate_creates_no_database(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A misspelt file name is an error, and not a new store."""
+    assert run(["migrate", "--url", f"sqlite:///{tmp_path}/misspelt.db"]) == 1
+    assert "no SQLite database" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_looking_leaves_a_sqlite_file_as_it_is(
+    session: SessionStore, command: Command
+) -> None:
+    """One that is not in WAL mode, as a copy by VACUUM INTO, stays so."""
+    session.add(Task("count"))
+    path = Path(str(session.store.url.database))
+    session.store.close()
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA journal_mode = DELETE")
+    connection.close()
+    before = path.read_bytes()
+    for words in (["sessions"], ["ls"], ["stats"], ["history", "1"], ["show", "1"]):
+        assert command(*words).status == 0
+    assert path.read_bytes() == before
 
 
 def test_objects_that_are_in_no_session_are_told_apart(
