@@ -85,7 +85,7 @@ class Index:
             if not self.objects.has_sessions:
                 raise MissingTableError(
                     f"{self.database.url!r} has no tables for sessions beside "
-                    f"{self.objects.schema.name!r}, and create=False was given"
+                    f"{self.objects.schema.name!r}, and they must not be created"
                 )
         except MissingTableError as error:
             # With the store's create=False alone, it is the store that is wrong.
@@ -109,7 +109,7 @@ class Index:
     def _no_session(self) -> ConfigurationError:
         return ConfigurationError(
             f"there is no session {self.name!r} in {self.database.url!r}, and "
-            "create=False was given"
+            "it must not be created"
         )
 
     def find(self) -> SessionRow | None:

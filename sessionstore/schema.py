@@ -354,7 +354,7 @@ class Schema:
                 if may_lack:
                     return
                 raise MissingTableError(
-                    f"there is no table {self.name!r}, and create=False was given"
+                    f"there is no table {self.name!r}, and it must not be created"
                 ) from None
             there = {column["name"] for column in inspector.get_columns(self.name)}
             for column in self.objects.columns:

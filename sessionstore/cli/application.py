@@ -27,7 +27,8 @@ READS_STORE = ("url", "json", "serializer", "rename")
 app = typer.Typer(
     help="Look into session stores, and change what is in them.",
     epilog="Exit status: 0 all went well; 1 something went wrong, or the answer was "
-    "no; 2 the command line is wrong; 130 ended by Ctrl-C. Times are UTC. In a pipe, "
+    "no; 2 the command line is wrong; 130 ended early by Ctrl-C, which is how "
+    "watch and tail end: 0. Times are UTC. In a pipe, "
     "columns are separated by tabs.",
     pretty_exceptions_enable=False,  # they would show the URL's password
 )

@@ -143,7 +143,8 @@ class Output:
                 Text(name),
                 justify="right" if is_number else "left",
                 no_wrap=name not in _WIDE,
-                min_width=12 if name in _WIDE else None,
+                # No wider than what is in it, or the others would give way for blanks.
+                min_width=min(12, _widest(name, rows)) if name in _WIDE else None,
             )
         for row in rows:
             table.add_row(
@@ -186,6 +187,10 @@ def end_quietly() -> int:
     # The interpreter would complain at its end that it cannot flush.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 1
+
+
+def _widest(name: str, rows: Sequence[Row]) -> int:
+    return max(len(text) for text in (name, *(_human(row[name]) for row in rows)))
 
 
 def _style(name: str, value: object) -> str:

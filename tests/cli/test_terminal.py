@@ -89,6 +89,17 @@ def test_closed_pipe_ends_a_command_quietly(session: SessionStore, real: Real) -
         assert process.wait(timeout=BOUND) == 1
 
 
+def test_no_value_is_cut_for_blanks(session: SessionStore, real: Real) -> None:
+    """On a narrow terminal a short name does not take what a number needs."""
+    id_ = session.add(Task("a"))
+    for state in (State.SUBMITTED, State.RUNNING):
+        session.transition(id_, state)
+    session.transition(id_, State.TERMINATED, returncode=0)
+    terminal = real.on_terminal("ls", width=60)
+    rows = [ESCAPE.sub("", line).split() for line in terminal.end().lines]
+    assert any(row[:1] == [str(id_)] and row[-1] == "0" for row in rows)
+
+
 def test_ctrl_c_ends_a_question_quietly(session: SessionStore, real: Real) -> None:
     """Status 130, no traceback, and nothing is changed."""
     session.add(Task("a"))
