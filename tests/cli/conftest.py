@@ -11,6 +11,7 @@ import sys
 import termios
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 import pytest
@@ -97,8 +98,16 @@ class Terminal:
         os.write(self._master, f"{text}\n".encode())
 
     def interrupt(self) -> None:
-        """Press Ctrl-C."""
-        self.process.send_signal(signal.SIGINT)
+        """Press Ctrl-C, and again if nothing comes of it.
+
+        Python's input() misses one that comes just before it waits for a line.
+        """
+        while self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+            while self._read(time.monotonic() + 2):
+                pass
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(2)
 
     def end(self) -> Result:
         """Wait for the command's end."""
