@@ -47,8 +47,10 @@ class Census(Signals):
 
     def grown(self) -> dict[str, int]:
         """Return of what there is more than before, or any at all of a task."""
-        _, before, after = self._counts
-        return dict(after - before) | {n: after[n] for n in OF_A_TASK if after[n]}
+        # The first count is of what other tests have left in the process.
+        first, before, after = self._counts
+        of_a_task = {name: (after - first)[name] for name in OF_A_TASK}
+        return dict(after - before) | {n: more for n, more in of_a_task.items() if more}
 
 
 def has_workers() -> bool:
