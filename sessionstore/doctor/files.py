@@ -6,12 +6,11 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 
 from sessionstore.doctor.finding import Finding, Level, Patient
-from sessionstore.doctor.look import looking, sqlite_file
+from sessionstore.doctor.look import looking, reopened, sqlite_file
 from sessionstore.sql import SqlStore
 
 __all__ = ["check"]
@@ -69,8 +68,7 @@ def _journal(patient: Patient) -> Finding:
 
 def _use_wal(store: SqlStore) -> None:
     # What every store that may create something does as it opens the file.
-    recipe: dict[str, Any] = {**store._recipe, "create": True}
-    with SqlStore(**recipe) as creating:
+    with reopened(store, create=True) as creating:
         creating._objects.database.read(lambda kept: None)
 
 

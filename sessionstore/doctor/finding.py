@@ -11,7 +11,7 @@ from sqlalchemy.engine import Connection
 from sessionstore.schema import Schema
 from sessionstore.sql import SqlStore
 
-__all__ = ["Finding", "Level", "Patient", "some"]
+__all__ = ["SHOWN", "Finding", "Level", "Patient", "some"]
 
 
 class Level(StrEnum):
@@ -60,7 +60,12 @@ class Patient:
         return self.connection.dialect.name
 
 
+#: IDs that a line names.
+SHOWN = 5
+
+
 def some(ids: Sequence[object], number: int) -> str:
-    """Return IDs for a line, of which there may be more than these."""
-    more = f" and {number - len(ids)} more" if number > len(ids) else ""
-    return ", ".join(map(str, ids)) + more
+    """Return the first IDs for a line, of which there are so many in all."""
+    shown = ids[:SHOWN]
+    more = f" and {number - len(shown)} more" if number > len(shown) else ""
+    return ", ".join(map(str, shown)) + more

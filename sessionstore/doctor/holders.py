@@ -12,9 +12,6 @@ from sessionstore.holder import Holder
 
 __all__ = ["check"]
 
-#: IDs that a line names.
-SHOWN = 5
-
 
 def check(patient: Patient) -> Iterator[Finding]:
     """Look for leases that ran out, and holders of this host that are gone."""
@@ -42,7 +39,7 @@ def _finding(check: str, what: str, ids: list[int]) -> Finding:
     return Finding(
         check,
         Level.WRONG,
-        f"{what}: {some(ids[:SHOWN], len(ids))}",
+        f"{what}: {some(ids, len(ids))}",
         "nobody works on them until somebody recovers them",
         # Not ours to do: commands that the holder left behind may still run, and only
         # its program knows how to end them.

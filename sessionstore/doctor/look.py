@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from sqlalchemy import create_engine
@@ -15,7 +16,7 @@ from sessionstore.errors import ConfigurationError
 from sessionstore.fork import protect
 from sessionstore.sql import SqlStore
 
-__all__ = ["looking", "sqlite_file"]
+__all__ = ["looking", "reopened", "sqlite_file"]
 
 
 @contextmanager
@@ -34,6 +35,12 @@ def looking(store: SqlStore) -> Iterator[Connection]:
     )
     with database.translated(), engine.connect() as connection:
         yield connection
+
+
+def reopened(store: SqlStore, *, create: bool) -> SqlStore:
+    """Return another store of the same objects, with none of them in memory."""
+    recipe: dict[str, Any] = {**store._recipe, "create": create}
+    return SqlStore(**recipe)
 
 
 def sqlite_file(store: SqlStore) -> Path | None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 from sqlalchemy import select, update
 from sqlalchemy.engine import Connection
 
+from sessionstore.doctor.look import reopened
 from sessionstore.errors import SessionStoreError
 from sessionstore.objects import ObjectTable
 from sessionstore.schema import Schema
@@ -44,9 +44,8 @@ def repickle(store: SqlStore, *, dry_run: bool = False) -> Iterator[Repickled]:
 
     What cannot be read is told, and left.  ``dry_run`` changes nothing.
     """
-    recipe: dict[str, Any] = {**store._recipe, "create": False}
     # Objects in the caller's memory may have changes that nobody has saved.
-    with SqlStore(**recipe) as own:
+    with reopened(store, create=False) as own:
         ids = own.iter_ids()
         while page := [*islice(ids, BATCH)]:
             if dry_run:

@@ -10,14 +10,12 @@ from sqlalchemy import Select, delete, func, insert, or_, select, update
 from sqlalchemy.engine import Connection
 
 from sessionstore.clock import Now
-from sessionstore.doctor.finding import Finding, Level, Patient, some
+from sessionstore.doctor.finding import SHOWN, Finding, Level, Patient, some
 from sessionstore.holder import Holder
 from sessionstore.schema import Schema
 
 __all__ = ["check"]
 
-#: IDs that a line names.
-SHOWN = 5
 #: Rows that are mended in one transaction.
 BATCH = 500
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from sqlalchemy import inspect
 
 from sessionstore.doctor.finding import Finding, Level, Patient
+from sessionstore.doctor.look import reopened
 from sessionstore.errors import SchemaError
 from sessionstore.schema import CURRENT_VERSION
 from sessionstore.sql import SqlStore
@@ -90,6 +90,5 @@ def migrate(store: SqlStore) -> None:
     # Tables are made in a database that is there: a misspelt file gives an error.
     store._objects.database.read(lambda kept: None)
     # A store that may not create anything does not migrate either.
-    recipe: dict[str, Any] = {**store._recipe, "create": True}
-    with SqlStore(**recipe) as creating:
+    with reopened(store, create=True) as creating:
         creating._objects.prepare()
