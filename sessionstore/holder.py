@@ -67,6 +67,17 @@ class Holder(NamedTuple):
         there = _started(self.pid)
         return there != self.started and there != UNKNOWN
 
+    def had_its_pid_last(self) -> bool:
+        """Say whether no later process than this one has its PID, or may have it.
+
+        Nobody gets a PID by which a process group is called that has anybody in it: if
+        there is one by this PID, it is this process's.  False where nobody knows.
+        """
+        here = Holder.current()
+        if self[:3] != here[:3] or not here.boot_id or self.pid <= 1:
+            return False
+        return _started(self.pid, even_a_zombie=True) in (self.started, None)
+
 
 #: When a process started that is another user's, where those cannot be looked at.
 UNKNOWN = -1
@@ -83,7 +94,7 @@ def _this_process() -> Holder:
     return Holder(host, boot_id, namespace, pid, _started(pid) or 0)
 
 
-def _started(pid: int) -> int | None:
+def _started(pid: int, *, even_a_zombie: bool = False) -> int | None:
     """Return when a process started, in ticks since boot; None if it runs no more."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_bytes()
@@ -95,7 +106,7 @@ def _started(pid: int) -> int | None:
     fields = stat[stat.rindex(b")") + 1 :].split()
     state, started = fields[0], fields[19]
     # A zombie has ended, and waits for its parent to notice.
-    return None if state in b"ZX" else int(started)
+    return None if state in b"ZX" and not even_a_zombie else int(started)
 
 
 def _exists(pid: int) -> bool:

@@ -106,6 +106,28 @@ def test_holder_is_gone_where_that_can_be_known(
     assert holder.is_gone() is is_gone
 
 
+def test_holder_has_its_pid_until_a_later_process_has_it(start_forked) -> None:
+    """A zombie has it still, its own or a later one; and once it is free, it is its."""
+    here = Holder.current()
+    assert here.had_its_pid_last()
+    assert not here._replace(started=1).had_its_pid_last()
+    child = start_forked(lambda: str(Holder.current()))
+    held = Holder.parse(child.wait())
+    assert held is not None
+    assert held.had_its_pid_last()
+    child = os.fork()
+    if child == 0:
+        signal.pause()
+        os._exit(0)
+    ticks = int(Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[19])
+    os.kill(child, signal.SIGKILL)
+    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+    zombie = here._replace(pid=child, started=ticks)
+    assert zombie.had_its_pid_last()
+    assert not zombie._replace(started=ticks - 1).had_its_pid_last()
+    os.waitpid(child, 0)
+
+
 def test_process_that_cannot_be_looked_at_is_not_gone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
