@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import socket
 from pathlib import Path
 
 import psutil
@@ -65,9 +64,3 @@ def started(pid: int) -> float:
     # In this order: psutil 6 goes on adding the boot time that it has seen last.
     booted_at = psutil.boot_time()
     return round(psutil.Process(pid).create_time() - booted_at, 2)
-
-
-def host() -> str:
-    """Return which host this is, and which boot of it: PIDs mean something there."""
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return f"{socket.gethostname()} {boot}"

@@ -101,8 +101,8 @@ def submit(daemon: Daemon, name: str, lines: dict[str, list[str]]) -> None:
 
 #: A daemon that frees what another one left, and lets its commands run on.
 CARELESS = (
-    "import sys; from daemon_example import __main__, supervisor;"
-    "supervisor.end_commands = lambda task: None; sys.exit(__main__.main())"
+    "import sys; from daemon_example import __main__; from sessionstore.workers import"
+    " pool; pool.end_group = lambda task: None; sys.exit(__main__.main())"
 )
 
 

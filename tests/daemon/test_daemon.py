@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,7 +15,6 @@ import pytest
 
 from daemon_example import instance
 from daemon_example.supervisor import try_to_write
-from daemon_example.worker import end_commands
 from sessionstore import ConflictError, SessionStore, SqlStore, State, Task
 from sessionstore.testing import Child, ChildError
 from tests.daemon.conftest import Cli, all_ended, begun, has_ended, states, until
@@ -314,38 +311,6 @@ def test_first_write_leaves_nothing_behind(
     with pytest.raises(ChildError, match="ended by signal 9"):
         child.wait()
     assert SqlStore(database_url).list() == []
-
-
-@pytest.fixture
-def orphan() -> Iterator[tuple[Task, subprocess.Popen[bytes]]]:
-    """A task whose worker is dead, and the command that it has left."""
-    process = subprocess.Popen(["sleep", "300"], process_group=0)
-    worker = [instance.host(), process.pid, instance.started(process.pid)]
-    yield Task("", worker=worker), process
-    process.kill()
-    process.wait()
-
-
-def test_command_is_gone_when_it_has_been_ended(
-    orphan: tuple[Task, subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """G6: where it takes long to die, as with much memory, this is waited for."""
-    task, process = orphan
-    kill = os.killpg
-    later = functools.partial(threading.Timer, 0.3)
-    monkeypatch.setattr(os, "killpg", lambda *what: later(kill, what).start())
-    end_commands(task)
-    assert has_ended(process.pid)
-
-
-def test_command_that_does_not_end_is_an_error(
-    orphan: tuple[Task, subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """G6: so that its task stays claimed."""
-    task, process = orphan
-    monkeypatch.setattr(os, "killpg", lambda *_: None)
-    with pytest.raises(TimeoutError, match=f"group {process.pid} does not end"):
-        end_commands(task)
 
 
 @pytest.mark.backends("sqlite")

@@ -11,18 +11,19 @@ from pathlib import Path
 
 import pytest
 
-from daemon_example import instance, worker
+from daemon_example import instance
 from daemon_example.settings import Settings
 from daemon_example.signals import Signals
 from daemon_example.spool import Spool, new_task
 from daemon_example.supervisor import Supervisor
 from sessionstore import SessionStore, State
 from sessionstore.testing import Child
+from sessionstore.workers import command
 
 #: Tasks before the first count, and after it.
 WARM, MORE = 40, 160
 #: What there is of these while a task is at work.
-OF_A_TASK = ("Claim", "Task", "Run", "Worker")
+OF_A_TASK = ("Claim", "Task", "Run", "Worker", "Deadline", "Ending")
 
 
 class Census(Signals):
@@ -80,7 +81,7 @@ def test_ended_task_leaves_nothing_in_the_daemon(
 ) -> None:
     """Neither it, nor its claim, nor a descriptor, nor a bit of any other kind."""
     # The commands themselves are other processes, and take time.
-    monkeypatch.setattr(worker, "run", lambda *_: (0, "exited with 0"))
+    monkeypatch.setattr(command, "_run", lambda *_: (0, "exited with 0"))
     found = Settings(tmp_path, store=database_url, workers=4)
 
     def run() -> dict[str, int]:

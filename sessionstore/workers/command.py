@@ -1,0 +1,124 @@
+"""Running a command as the work on a task."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from sessionstore.claims import Claim
+from sessionstore.errors import ForkError
+from sessionstore.session import SessionStore
+from sessionstore.task import State
+from sessionstore.workers import here
+from sessionstore.workers.patience import patiently
+
+__all__ = ["cannot_run", "ending", "run_command"]
+
+#: As os.wait() has the exit code that shells give to what they cannot run.
+CANNOT_RUN = 127 << 8
+
+
+def run_command(
+    claim: Claim,
+    command: object,
+    *,
+    output: str | Path | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> int:
+    """Take a task to its end by running a command; return its status as of os.wait().
+
+    The task becomes SUBMITTED and RUNNING before the command starts, and TERMINATING
+    and TERMINATED, with its status, when it has ended; both wait for a database that
+    is away.  One that cannot be run, as there is no such program, or as ``command`` is
+    no list of strings, ends with the exit code 127, and the reason in its history.
+
+    The command has the worker's process group to itself, so that requests to cancel
+    and to hold it hit all of its processes and nobody else.  It reads /dev/null.
+    ``output`` is a file that what it prints is appended to, else that goes where the
+    worker's goes; its name becomes the task's ``output``.  ``environment`` is the
+    command's whole environment, by default the worker's own.
+
+    Raises LeaseLostError if the task is another's by now, and ForkError anywhere but
+    in a pool's worker.
+    """
+    me = here.worker()
+    if me is None or me.claim.id != claim.id:
+        raise ForkError("a command is run by a WorkerPool's worker, with its claim")
+    if not is_command(command):
+        patiently(lambda: cannot_run(me.session, claim, "it has no command"))
+        return CANNOT_RUN
+    if output is not None:
+        claim.task.output = str(output)
+    patiently(lambda: _record(me.session, claim, State.SUBMITTED, State.RUNNING))
+    status, info = _run(me, command, output, environment)
+    # The rest is writing, which is refused if the task is another's.
+    me.deadline.lift()
+    ended = {"returncode": status, "info": info}
+    ways = (State.TERMINATING, State.TERMINATED)
+    patiently(lambda: _record(me.session, claim, *ways, **ended))
+    return status
+
+
+def is_command(value: object) -> TypeGuard[list[str]]:
+    """Tell whether a value is a command line: a program and its arguments."""
+    return (
+        isinstance(value, list | tuple)
+        and len(value) > 0
+        and all(isinstance(word, str) for word in value)
+    )
+
+
+def cannot_run(session: SessionStore, claim: Claim, why: str) -> None:
+    """End a task that cannot be worked on, in one commit."""
+    ended = {"returncode": CANNOT_RUN, "info": f"cannot be run: {why}"}
+    _record(session, claim, State.SUBMITTED, State.TERMINATED, **ended)
+
+
+def ending(code: int) -> str:
+    """Return in words how a process ended; a negative code is a signal's."""
+    if code >= 0:
+        return f"exited with {code}"
+    return f"was killed by signal {-code} ({signal.strsignal(-code)})"
+
+
+def _record(
+    session: SessionStore, claim: Claim, *states: State, **details: Any
+) -> None:
+    # In one commit: what has ended must not run again because we died in between.
+    with session.transaction():
+        for state in states:
+            claim.transition(state, **details)
+
+
+def _run(
+    me: here.Worker,
+    command: list[str],
+    output: str | Path | None,
+    environment: Mapping[str, str] | None,
+) -> tuple[int, str]:
+    """Run a command, and return its status and that in words."""
+    try:
+        with ExitStack() as files:
+            file = None
+            if output is not None:
+                file = files.enter_context(open(output, "ab"))
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                env=environment,
+            )
+        # The command alone has the group now, so that to stop or end it does not hit
+        # us while we write to the database.  (Without a pool it stays ours.)
+        with suppress(PermissionError):
+            os.setpgid(0, me.pools_group)
+        code = process.wait()
+    except (OSError, ValueError) as error:
+        return CANNOT_RUN, f"cannot be run: {error}"
+    return (code << 8 if code >= 0 else -code), ending(code)

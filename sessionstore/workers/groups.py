@@ -1,0 +1,77 @@
+"""Process groups: each worker has one, which has all that it starts in it.
+
+A group is called by its leader's PID, and that number stays taken as long as anybody
+is in the group.  What puts itself into a group of its own, as setsid(1) does, is on
+its own.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from contextlib import suppress
+
+import psutil
+
+from sessionstore.holder import Holder
+
+__all__ = ["end_group", "has_ended", "mark", "signal_group"]
+
+#: Seconds that a group which was killed gets to be gone.
+PATIENCE = 1.0
+
+
+def mark(task: object) -> None:
+    """Note in a task that this process works on it, for ``end_group``."""
+    # What has no state has no transition to be saved with either.
+    if hasattr(getattr(task, "execution", None), "state"):
+        task.worker = str(Holder.current())  # type: ignore[attr-defined]
+
+
+def end_group(task: object) -> None:
+    """End what the worker of a task has left running on this host.
+
+    For ``SessionStore.recover(reap=end_group)``, which a pool calls by itself.  Nothing
+    is done for a task that no pool's worker has had, or one of another host.
+
+    Raises TimeoutError if it does not end within a second, and PermissionError if it
+    has become another user's.
+    """
+    worker = getattr(task, "worker", None)
+    leader = Holder.parse(worker) if isinstance(worker, str) else None
+    if leader is None or not leader.had_its_pid_last():
+        return
+    with suppress(ProcessLookupError):
+        os.killpg(leader.pid, signal.SIGKILL)
+        if not has_ended(leader.pid):
+            raise TimeoutError(f"process group {leader.pid} does not end")
+
+
+def signal_group(group: int, number: signal.Signals) -> None:
+    """Send a signal to those of a group whom it can be sent to."""
+    # None is left, or they became another user's, as sudo's do.
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, number)
+
+
+def has_ended(group: int) -> bool:
+    """Wait a second at most until nobody of a group that was killed is left.
+
+    To die takes its time, and a command that is dying has its locks and ports still.
+    """
+    patience = time.monotonic() + PATIENCE
+    while any(_is_in(group, pid) for pid in psutil.pids()):
+        if time.monotonic() > patience:
+            return False
+        time.sleep(0.005)
+    return True
+
+
+def _is_in(group: int, pid: int) -> bool:
+    with suppress(ProcessLookupError, psutil.NoSuchProcess):
+        return (
+            os.getpgid(pid) == group
+            and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        )
+    return False

@@ -1,0 +1,38 @@
+"""Waiting for a database that is away, in a worker."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from sessionstore.errors import ConfigurationError, StoreUnavailableError
+from sessionstore.workers import here
+
+__all__ = ["patiently"]
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+#: Seconds from one try to the next, at first and at most.
+PAUSE, LONGEST_PAUSE = 0.1, 5.0
+
+
+def patiently(call: Callable[[], T]) -> T:
+    """Return what a call does, repeated until the database is there.
+
+    For what a worker writes with its claim: ``patiently(claim.save)``.  It may take
+    longer than the lease, so that the call must do nothing else; if the task is
+    another's by then it raises LeaseLostError.  Once a database that was right at the
+    start refuses us it is being repaired or moved, and is waited for as well.
+    """
+    pause = PAUSE
+    with here.deadline_lifted():
+        while True:
+            try:
+                return call()
+            except (StoreUnavailableError, ConfigurationError) as error:
+                log.warning("waiting for the database: %s", error)
+                time.sleep(pause)
+                pause = min(2 * pause, LONGEST_PAUSE)

@@ -1,0 +1,74 @@
+"""What becomes of a task whose work has ended without ending it, in one commit each.
+
+Each returns whether there was anything to record, and raises LeaseLostError if the
+task is another holder's.
+"""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import replace
+
+from sessionstore.claims import Claim
+from sessionstore.jobs import check_holder
+from sessionstore.session import SessionStore
+from sessionstore.task import State
+
+__all__ = ["cancel", "give_back", "settle"]
+
+
+def settle(session: SessionStore, claim: Claim) -> bool:
+    """Record that the work is done, with what it changed in the task.
+
+    One that it has made STOPPED stays so, and is given back.
+    """
+    with session.transaction():
+        state = _state(session, claim)
+        if state is State.STOPPED:
+            claim.release()
+        elif state is not None:
+            if state is State.NEW:
+                claim.transition(State.SUBMITTED)
+            claim.transition(State.TERMINATED, returncode=0, info="returned")
+    return state is not None
+
+
+def give_back(session: SessionStore, claim: Claim, why: str) -> bool:
+    """Record that the work has failed: the task is UNKNOWN, to be tried again.
+
+    One that is held stays STOPPED.
+    """
+    # What the work has left in the object is not to be saved.
+    untouched = replace(claim, _task=None)
+    with session.transaction():
+        state = _state(session, claim)
+        if state is State.NEW or state is State.UNKNOWN:
+            # A release leaves these as they are, without a word in the history.
+            untouched.transition(State.UNKNOWN, info=why)
+        if state is not None:
+            untouched.release(why)
+    return state is not None
+
+
+def cancel(session: SessionStore, claim: Claim) -> bool:
+    """Record that the task was cancelled."""
+    with session.transaction():
+        state = _state(session, claim)
+        if state is State.NEW:
+            # From where there is no way to TERMINATED.
+            claim.transition(State.UNKNOWN, info="cancelled")
+        if state is not None:
+            killed = int(signal.SIGKILL)
+            claim.transition(State.TERMINATED, info="cancelled", returncode=killed)
+    return state is not None
+
+
+def _state(session: SessionStore, claim: Claim) -> State | None:
+    """Return the state of a task that is held, None if the claim was ended by us."""
+    index = session._index
+    with claim._held():
+        job = index.database.write(lambda kept: index.job(kept, claim.id))
+    if job.holder is None and job.token == claim.token:
+        return None
+    check_holder(job, claim.token)
+    return State(job.state)

@@ -1,0 +1,109 @@
+"""A forked worker's life: it is set apart, does its work, and leaves."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import signal
+import sys
+import termios
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from typing import NoReturn
+
+from sessionstore.claims import Claim
+from sessionstore.errors import DecodeError, LeaseLostError
+from sessionstore.session import SessionStore
+from sessionstore.task import State
+from sessionstore.workers import groups, here, recording
+from sessionstore.workers.command import cannot_run
+from sessionstore.workers.deadline import Deadline
+from sessionstore.workers.patience import patiently
+
+__all__ = ["Work", "be", "flush"]
+
+log = logging.getLogger(__name__)
+
+Work = Callable[[Claim], object]
+
+
+def be(
+    session: SessionStore,
+    claim: Claim,
+    deadline: Deadline,
+    work: Work,
+    initializer: Callable[[], object] | None,
+) -> NoReturn:
+    """Be the worker of a claimed task from the fork to the end of the process."""
+    status = 1
+    try:
+        signal.set_wakeup_fd(-1)
+        pools_group = os.getpgrp()
+        _set_apart()
+        here.enter(here.Worker(os.getpid(), session, claim, deadline, pools_group))
+        try:
+            if initializer is not None:
+                initializer()
+            _do(session, claim, deadline, work)
+        except BaseException as error:
+            if not isinstance(error, LeaseLostError) or error.id != claim.id:
+                _give_back(session, claim, error)
+            else:
+                # What becomes of the task is for its new holder to record.
+                log.info("%s", error)
+        deadline.meet()
+        status = 0
+    except BaseException:
+        log.exception("the worker of task %d failed", claim.id)
+    finally:
+        flush()
+        os._exit(status)
+
+
+def flush() -> None:
+    """Write out what has been printed: a child would print it again, or lose it."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, ValueError, OSError):  # there is none any more
+            stream.flush()
+
+
+def _set_apart() -> None:
+    os.setpgid(0, 0)
+    # setsid() would leave the terminal too, but who leads a session cannot leave its
+    # group, as run_command() does.
+    with suppress(OSError), open("/dev/tty", "rb", buffering=0) as terminal:
+        fcntl.ioctl(terminal, termios.TIOCNOTTY)
+    # Whoever ignores it does not learn how a command has ended.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        # The pool's to act on.  A handler, not SIG_IGN, which a command would inherit.
+        signal.signal(number, lambda *_: None)
+
+
+def _do(session: SessionStore, claim: Claim, deadline: Deadline, work: Work) -> None:
+    try:
+        task = patiently(lambda: claim.task)
+    except DecodeError as error:
+        why = str(error)
+        patiently(lambda: cannot_run(session, claim, why))
+        return
+    groups.mark(task)
+    deadline.enforce()
+    try:
+        work(claim)
+    finally:
+        # The rest is writing, which is refused if the task is another's.
+        deadline.lift()
+    state = getattr(getattr(task, "execution", None), "state", None)
+    if state is not State.TERMINATED:
+        patiently(lambda: recording.settle(session, claim))
+
+
+def _give_back(session: SessionStore, claim: Claim, error: BaseException) -> None:
+    log.error("the work on task %d failed", claim.id, exc_info=error)
+    what = traceback.format_exception_only(error)[-1].strip()
+    why = f"its worker {os.getpid()} raised {what}"
+    with suppress(LeaseLostError):
+        patiently(lambda: recording.give_back(session, claim, why))
