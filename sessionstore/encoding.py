@@ -27,50 +27,44 @@ def encode(
     Raises EncodeError if one of them cannot be stored.
     """
     todo: list[object] = []
-    # By id(obj): its ID, whether it is new, and whether it is to be written.
-    met: dict[int, tuple[int, bool, bool]] = {}
+    met: dict[int, int] = {}  # the IDs, by id(obj)
 
-    def meet(obj: object, *, is_root: bool = False) -> int:
-        there = met.get(id(obj))
-        if there is not None:
-            return there[0]
-        known = known_id(obj)
-        is_new = known is None
-        object_id = new_id(obj) if known is None else known
-        is_written = is_root or is_new or getattr(obj, "changed", False)
-        met[id(obj)] = object_id, is_new, is_written
-        todo.append(obj)
+    def meet(obj: object) -> int:
+        object_id = met.get(id(obj))
+        if object_id is None:
+            object_id = known_id(obj)
+            if object_id is None:
+                object_id = new_id(obj)
+            met[id(obj)] = object_id
+            todo.append(obj)
         return object_id
 
-    # The object that is being pickled, until the pickler has come to it itself.
-    expected: object = None
+    under_way: object = None
 
     def persistent_id(part: object) -> object | None:
-        nonlocal expected
-        if isinstance(part, Persistable):
-            if part is expected:
-                expected = None
-                return None
+        if isinstance(part, Persistable) and part is not under_way:
             cls = type(part)
             return int(meet(part)), cls.__module__, cls.__qualname__
         return None
 
     for root in roots:
-        meet(root, is_root=True)
+        meet(root)
+    number_of_roots = len(todo)
 
     records = []
     was_encoding, thread.is_encoding = thread.is_encoding, True
     try:
-        for obj in todo:  # which grows as objects are met
-            expected = obj
-            object_id, is_new, is_written = met[id(obj)]
+        for number, obj in enumerate(todo):  # which grows as objects are met
+            under_way = obj
+            object_id = met[id(obj)]
             try:
                 payload = serializer.dumps(obj, persistent_id)
             except EncodeError:
                 raise
             except Exception as error:
                 raise _not_encoded(obj, object_id, error) from error
-            if is_written:
+            is_new = known_id(obj) is None
+            if number < number_of_roots or is_new or getattr(obj, "changed", False):
                 records.append(Record(obj, object_id, is_new, payload, state_of(obj)))
     finally:
         thread.is_encoding = was_encoding

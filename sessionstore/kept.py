@@ -6,7 +6,7 @@ import logging
 import os
 import select
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 from sqlalchemy.engine import URL, Connection, Dialect
@@ -99,15 +99,15 @@ class KeptConnection:
             raise self._failure(error) from error
 
     def change_many(
-        self, statement: Statement, parameters: Sequence[Parameters]
+        self, statement: Statement, parameters: Iterable[Parameters]
     ) -> None:
         """Run a statement that writes, once for each of ``parameters``."""
-        if len(parameters) == 1:
+        if isinstance(parameters, list) and len(parameters) == 1:
             self.change(statement, parameters[0])
             return
         try:
             if not self._is_direct:
-                self.connection.execute(statement.construct, parameters).close()
+                self.connection.execute(statement.construct, [*parameters]).close()
                 return
             cursor = self._cursor(statement)
             cursor.executemany(statement.text, map(statement.arranged, parameters))

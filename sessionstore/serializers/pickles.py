@@ -20,6 +20,22 @@ class _Pickler(pickle.Pickler):
     persistent_id: Callable[[object], object | None]
 
 
+class _ReferenceError(Exception):
+    """What is pickled refers to an object that has a row of its own."""
+
+
+class _LonePickler(pickle.Pickler):
+    # ``persistent_id`` is asked about each part, down to every number and string, and
+    # this about what is of a class only.  That saves a quarter of the time, for the
+    # many objects that refer to no other.
+    refer: Callable[[object], object | None]
+
+    def reducer_override(self, obj: object) -> Any:
+        if self.refer(obj) is not None:
+            raise _ReferenceError
+        return NotImplemented
+
+
 class _Unpickler(pickle.Unpickler):
     persistent_load: Callable[[Any], object]
 
@@ -78,14 +94,25 @@ class PickleSerializer:
         if self._checked is not None:
             payload = self._checked.dumps(obj, persistent_id)
         else:
+            payload = self._dumps(obj, persistent_id)
+        if b"__main__" in payload:
+            _warn_of_all_in_main(payload)
+        return payload
+
+    def _dumps(
+        self, obj: object, persistent_id: Callable[[object], object | None]
+    ) -> bytes:
+        buffer = io.BytesIO()
+        lone = _LonePickler(buffer, self._protocol)
+        lone.refer = persistent_id
+        try:
+            lone.dump(obj)
+        except _ReferenceError:
             buffer = io.BytesIO()
             pickler = _Pickler(buffer, self._protocol)
             pickler.persistent_id = persistent_id
             pickler.dump(obj)
-            payload = buffer.getvalue()
-        if b"__main__" in payload:
-            _warn_of_all_in_main(payload)
-        return payload
+        return buffer.getvalue()
 
     def loads(self, payload: bytes, persistent_load: Callable[[Any], object]) -> object:
         """Return the object that was pickled."""

@@ -11,9 +11,9 @@ __all__ = ["Serializer"]
 class Serializer(Protocol):
     """Turns one object into bytes and back.
 
-    ``persistent_id`` is to be called with each object inside the one given, and with
-    that one itself, first.  Where it returns None, the object is part of the payload.
-    Else it is a ``Persistable`` that has a payload of its own, and this one keeps what
+    ``persistent_id`` is to be called with each object inside the one given that may be
+    a ``Persistable``.  Where it returns None, as for the one given itself, the object
+    is part of the payload.  Else it has a payload of its own, and this one keeps what
     was returned, a tuple of an ID, a module's and a class's name, which
     ``persistent_load`` makes an object of again.
 
