@@ -5,12 +5,14 @@ from __future__ import annotations
 import copyreg
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from sessionstore import renaming
-from sessionstore.errors import DecodeError, NotFoundError
+from sessionstore.errors import DecodeError
 from sessionstore.persistable import is_persistable
 from sessionstore.renaming import Renaming
+from sessionstore.row_ids import not_found
 from sessionstore.serialization import (
     Decoded,
     Row,
@@ -35,54 +37,101 @@ _STATES = {state.value: state for state in State}
 
 def decode(
     ids: Sequence[int],
+    rows: Mapping[int, Row],
     *,
     fetch: Callable[[Sequence[int]], Mapping[int, Row]],
     live: Callable[[int], object | None],
     serializer: Serializer,
     renamed: Renaming | None = None,
 ) -> Decoded:
-    """Read the objects with these IDs, and those they refer to.
+    """Read the objects with these IDs from their rows, and those they refer to.
 
     ``live`` returns an object that is in memory already, which is then referred to
-    instead of read again; the given IDs themselves are always read.
+    instead of read again, and ``fetch`` the rows of those that are not; the given IDs
+    themselves are always read.
     """
-    decoder = _Decoder(fetch, live, serializer)
-    if renamed is None:
-        return decoder.run(ids)
-    with renamed.used():
-        return decoder.run(ids)
+    decoded = Decoded(rows)
+    with renamed.used() if renamed else _NOTHING:
+        done = _read_alone(ids, decoded, serializer)
+        if done < len(ids):
+            _Decoder(fetch, live, serializer, decoded).run(ids[done:])
+    return decoded
+
+
+_NOTHING = nullcontext()
+
+
+def _read_alone(ids: Sequence[int], decoded: Decoded, serializer: Serializer) -> int:
+    """Read objects up to one that refers to others; return how many.
+
+    Most refer to none, and take no bookkeeping.  One that cannot be read is left to
+    the decoder too, which says so.
+    """
+    rows, objects, loads = decoded.rows, decoded.objects, serializer.loads
+    for number, object_id in enumerate(ids):
+        try:
+            objects[object_id] = _read(rows[object_id], loads, _refuse)
+        except Exception:
+            return number
+    return len(ids)
+
+
+def _refuse(reference: object) -> object:
+    raise ValueError(f"it refers to {reference!r}")
+
+
+def _read(
+    row: Row,
+    loads: Callable[[bytes, Callable[[Any], object]], object],
+    refer: Callable[[Any], object],
+) -> object:
+    """Return the object of a row, in the state that the row has."""
+    payload = row.payload
+    if payload is None:
+        raise ValueError("its data is NULL")
+    obj = loads(bytes(payload), refer)
+    if row.revision is not None and not is_persistable(obj):
+        raise TypeError("it is a job's, and no Persistable")
+    # The column is the truth: a transition changes it and leaves the payload.
+    execution = getattr(obj, "execution", None)
+    if execution is not None and row.state is not None:
+        _set_state(obj, execution, row.state)
+    return obj
 
 
 class _Decoder:
+    """Reads objects, and what they refer to, into ``decoded``."""
+
     def __init__(
         self,
         fetch: Callable[[Sequence[int]], Mapping[int, Row]],
         live: Callable[[int], object | None],
         serializer: Serializer,
+        decoded: Decoded,
     ) -> None:
         self._fetch = fetch
         self._live = live
         self._loads = serializer.loads
-        self._decoded = Decoded()
+        self._decoded = decoded
         self._empty: dict[int, object] = {}
         self._todo: list[int] = []
         self._refers_to: dict[int, set[int]] = {}
         self._under_way: list[int] = []
 
-    def run(self, ids: Sequence[int]) -> Decoded:
+    def run(self, ids: Sequence[int]) -> None:
+        """Read the objects with these IDs, whose rows were fetched."""
         self._read_all(ids)
         seen: set[int] = set()
         while self._todo:
             seen.update(ids)
             ids = [i for i in dict.fromkeys(self._todo) if i not in seen]
             self._todo.clear()
+            self._decoded.rows.update(self._fetch(ids))
             self._read_all(ids)
         if self._decoded.errors:
             self._spread_errors()
-        return self._decoded
 
     def _read_all(self, ids: Sequence[int]) -> None:
-        self._decoded.rows.update(self._fetch(ids))
         for object_id in ids:
             if object_id not in self._decoded.objects:
                 self._read(object_id)
@@ -90,28 +139,17 @@ class _Decoder:
     def _read(self, object_id: int) -> None:
         row = self._decoded.rows.get(object_id)
         if row is None:
-            self._decoded.errors[object_id] = NotFoundError(
-                f"there is no object with ID {object_id}", id=object_id
-            )
+            self._decoded.errors[object_id] = not_found(object_id)
             return
-        payload, state = row[:2]
         self._under_way.append(object_id)
         try:
-            if payload is None:
-                raise ValueError("its data is NULL")
             try:
-                obj: Any = self._loads(bytes(payload), self._refer)
+                obj = _read(row, self._loads, self._refer)
             except Exception:
                 # Its __setstate__ may have looked into a part that was still empty.
                 if not self._read_parts(object_id):
                     raise
-                obj = self._loads(bytes(payload), self._refer)
-            if row.revision is not None and not is_persistable(obj):
-                raise TypeError("it is a job's, and no Persistable")
-            # The column is the truth: a transition changes it and leaves the payload.
-            execution = getattr(obj, "execution", None)
-            if execution is not None and state is not None:
-                _set_state(obj, execution, state)
+                obj = _read(row, self._loads, self._refer)
             if object_id in self._empty:
                 fill(self._empty[object_id], obj)
                 obj = self._empty[object_id]
@@ -119,7 +157,7 @@ class _Decoder:
         except Exception as error:
             kind = "" if isinstance(error, DecodeError) else f"{type(error).__name__}: "
             self._decoded.errors[object_id] = DecodeError(
-                f"object {object_id} of {_class_path(payload)} cannot be read: "
+                f"object {object_id} of {_class_path(row.payload)} cannot be read: "
                 f"{kind}{error}; it stays where it is",
                 id=object_id,
             )

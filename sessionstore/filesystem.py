@@ -32,6 +32,7 @@ from sessionstore.ids import IdFactory, IdSource
 from sessionstore.origin import Origin, assign_id
 from sessionstore.persistable import Persistable, mark
 from sessionstore.renaming import Renaming
+from sessionstore.row_ids import not_found
 from sessionstore.serialization import PickleSerializer, Record, Row, Serializer
 from sessionstore.store import Store, register
 from sessionstore.url import Url
@@ -170,16 +171,15 @@ class FilesystemStore(Store):
                 return live
             decoded = decode(
                 [key],
+                self._fetch([key]),
                 fetch=self._fetch,
                 live=self._live.get,
                 serializer=self._serializer,
                 renamed=self._renamed,
             )
-            if key in decoded.errors:
-                raise decoded.errors[key]
             for object_id, obj in decoded.objects.items():
                 self._adopt(obj, object_id)
-            return decoded.objects[key]
+            return decoded.only(key)
 
     def replace(self, id_: object, obj: object) -> None:
         """Make the object with this ID a copy of ``obj``.
@@ -208,7 +208,7 @@ class FilesystemStore(Store):
             try:
                 os.unlink(self._path(key))
             except FileNotFoundError:
-                raise _not_found(key) from None
+                raise not_found(key) from None
             sync_folder(self.directory)
         obj = self._live.pop(key, None)
         if obj is not None:
@@ -278,7 +278,7 @@ class FilesystemStore(Store):
         with translated(self.directory):
             for record in records:
                 if not record.is_new and not os.path.lexists(self._path(record.id)):
-                    raise _not_found(record.id)
+                    raise not_found(record.id)
             make_folder(self.directory)
             # The object given is the first of the records, and must be put in its
             # place after those that it refers to.
@@ -330,10 +330,6 @@ def _key_of(id_: object) -> int:
         raise NotFoundError(
             f"there is no object with ID {id_!r}: IDs are integers", id=id_
         ) from None
-
-
-def _not_found(object_id: int) -> NotFoundError:
-    return NotFoundError(f"there is no object with ID {object_id}", id=object_id)
 
 
 register("file", FilesystemStore)

@@ -77,16 +77,17 @@ class IdentityMap:
 
     def stored(self, records: Sequence[Record]) -> None:
         """Note on objects, after ``undo_later``, that their rows were written."""
-        for obj, object_id, *_ in records:
+        objects = {int(record.id): record.obj for record in records}
+        for object_id, obj in objects.items():
             self._note_stored(obj, object_id)
-        self._remember({int(record.id): record.obj for record in records})
+        self._remember(objects)
 
     def adopt(self, objects: Mapping[int, Any]) -> None:
         """Note on objects that they are what the table has under these IDs."""
         for object_id, obj in objects.items():
             self._note_stored(obj, object_id)
-            if isinstance(obj, Persistable):
-                # A payload has none, but for a __getstate__ that returns everything.
+            if isinstance(obj, Persistable) and obj._revision is not None:
+                # Of a payload, by a __getstate__ that returns everything.
                 note(obj, _revision=None)
         self._remember(objects)
 

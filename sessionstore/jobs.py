@@ -27,7 +27,8 @@ from sessionstore.database import Database
 from sessionstore.errors import ConflictError, LeaseLostError
 from sessionstore.kept import KeptConnection
 from sessionstore.objects import PAGE
-from sessionstore.schema import Schema, fits
+from sessionstore.row_ids import fits
+from sessionstore.schema import Schema
 from sessionstore.serialization import Row
 from sessionstore.statements import ByIds, Statement
 from sessionstore.task import State

@@ -27,7 +27,7 @@ from sessionstore.pages import (
     maybe_instant,
     row_of,
 )
-from sessionstore.schema import fits
+from sessionstore.row_ids import fits
 from sessionstore.sql import SqlStore
 from sessionstore.statements import Statement
 

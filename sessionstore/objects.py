@@ -5,7 +5,6 @@ This is what ``SqlStore`` and ``SessionStore`` have in common.
 
 from __future__ import annotations
 
-import operator
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -29,7 +28,8 @@ from sessionstore.identity_map import IdentityMap
 from sessionstore.ids import IdFactory, IdSource
 from sessionstore.kept import KeptConnection
 from sessionstore.renaming import Renaming
-from sessionstore.schema import CURRENT_VERSION, Schema, fits
+from sessionstore.row_ids import fits, not_found
+from sessionstore.schema import CURRENT_VERSION, Schema
 from sessionstore.serialization import (
     Decoded,
     PickleSerializer,
@@ -37,9 +37,9 @@ from sessionstore.serialization import (
     Row,
     Serializer,
 )
-from sessionstore.statements import Parameters, Statement
+from sessionstore.statements import Statement
 
-__all__ = ["ObjectTable", "key_of"]
+__all__ = ["ObjectTable"]
 
 T = TypeVar("T")
 
@@ -212,12 +212,11 @@ class ObjectTable:
         self.identities.stored(records)
 
     def _insert(self, kept: KeptConnection, records: Sequence[Record]) -> None:
-        if records:
-            rows = []
-            for record in records:
-                row = self._values(record)
-                row["id"] = int(record.id)
-                rows.append(row)
+        # Rows are made as they are sent, for the garbage collector's sake.
+        rows = ({**self._values(record), "id": int(record.id)} for record in records)
+        if len(records) == 1:
+            kept.change(self.schema.insert, next(rows))
+        elif records:
             kept.change_many(self.schema.insert, rows)
 
     def _update(self, kept: KeptConnection, object_id: int, record: Record) -> bool:
@@ -280,9 +279,8 @@ class ObjectTable:
     def exists(self, object_id: int) -> bool:
         """Say whether there is a row."""
         self.prepare()
-        parameters = {"object_id": object_id}
-        row = self.database.read(lambda kept: kept.row(self.schema.exists, parameters))
-        return row is not None
+        row = {"object_id": object_id}
+        return bool(self.database.read(lambda kept: kept.row(self.schema.exists, row)))
 
     def fetch(self, kept: KeptConnection, ids: Sequence[int]) -> dict[int, Row]:
         """Read rows."""
@@ -314,12 +312,9 @@ class ObjectTable:
             # Under a lock, or two threads would make two live objects of one ID.
             with self._loading:
                 live = self.identities.live_among(ids)
-                decoded = decode(
-                    [i for i in ids if i not in live] if live else ids,
-                    fetch=lambda some: fetch(kept, some),
-                    live=self.identities.live,
-                    serializer=self.serializer,
-                    renamed=self._renamed,
+                missing = [i for i in ids if i not in live] if live else ids
+                decoded = self._decode(
+                    missing, fetch(kept, missing), lambda some: fetch(kept, some)
                 )
                 self.identities.adopt(decoded.objects)
                 if adopt is not None:
@@ -334,7 +329,40 @@ class ObjectTable:
         """Return one object, or raise what kept it from being read."""
         self.prepare()
         live = self.identities.live(object_id)
-        return only(self.load_many([object_id]), object_id) if live is None else live
+        if live is not None:
+            return live
+
+        # As load_many does, of which most calls are for one.
+        def work(kept: KeptConnection) -> Any:
+            with self._loading:
+                live = self.identities.live(object_id)
+                if live is not None:
+                    return live
+                row = kept.row(self.schema.read_one, {"object_id": object_id})
+                decoded = self._decode(
+                    [object_id],
+                    {object_id: Row(*row)} if row else {},
+                    lambda some: self.fetch(kept, some),
+                )
+                self.identities.adopt(decoded.objects)
+                return decoded.only(object_id)
+
+        return self.database.read(work)
+
+    def _decode(
+        self,
+        ids: Sequence[int],
+        rows: Mapping[int, Row],
+        fetch: Callable[[Sequence[int]], Mapping[int, Row]],
+    ) -> Decoded:
+        return decode(
+            ids,
+            rows,
+            fetch=fetch,
+            live=self.identities.live,
+            serializer=self.serializer,
+            renamed=self._renamed,
+        )
 
     # Pages
 
@@ -354,46 +382,20 @@ class ObjectTable:
             construct = construct.where(self.in_state(state))
         statement = Statement(construct)
         after = -(2**63)
+
+        def page(kept: KeptConnection) -> Sequence[tuple[Any, ...]]:
+            return kept.rows(statement, {"after": after})
+
         while True:
-            rows = self._rows(statement, {"after": after})
+            rows = self.database.read(page)
             if rows:
                 yield rows
             if len(rows) < PAGE:
                 return
             after = rows[-1][0]
 
-    def _rows(
-        self, statement: Statement, parameters: Parameters
-    ) -> Sequence[tuple[Any, ...]]:
-        return self.database.read(lambda kept: kept.rows(statement, parameters))
-
     def in_state(self, state: str) -> Any:
         """Return the condition that an object is in a state; NULL is UNKNOWN."""
         column = self.schema.objects.c.state
         condition = column == str(state)
         return (condition | column.is_(None)) if state == "UNKNOWN" else condition
-
-
-def only(decoded: Decoded, object_id: int) -> Any:
-    """Return one object of what was decoded, or raise its error."""
-    if object_id in decoded.errors:
-        raise decoded.errors[object_id]
-    return decoded.objects[object_id]
-
-
-def not_found(object_id: int) -> NotFoundError:
-    """Return the error for an ID that no row has."""
-    return NotFoundError(f"there is no object with ID {object_id}", id=object_id)
-
-
-def key_of(id_: object) -> int:
-    """Return an ID as the table has it, or raise NotFoundError."""
-    try:
-        key = int(id_) if isinstance(id_, str) else operator.index(id_)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        key = None
-    if key is None or not fits(key):
-        raise NotFoundError(
-            f"there is no object with ID {id_!r}: IDs are integers of 64 bits", id=id_
-        )
-    return key

@@ -11,7 +11,6 @@ from sessionstore.errors import DecodeError, LoadError, NotFoundError
 from sessionstore.identity_map import IdentityMap, set_unmarked
 from sessionstore.index import Index
 from sessionstore.kept import KeptConnection
-from sessionstore.objects import only
 from sessionstore.persistable import Persistable, is_persistable, mark
 from sessionstore.serialization import Row
 
@@ -69,15 +68,17 @@ def refresh(index: Index, task: Persistable) -> None:
         raise NotFoundError(f"{task!r} is not in the session {index.name!r}")
 
     def work(kept: KeptConnection) -> None:
+        rows = index.fetch(kept, [key], {key})
+        if key not in rows:
+            raise index.not_here(key)
         decoded = decode(
             [key],
+            rows,
             fetch=lambda ids: index.fetch(kept, ids, {key}),
             live=lambda i: task if i == key else identities.live(i),
             serializer=index.objects.serializer,
         )
-        if key not in decoded.rows:
-            raise index.not_here(key)
-        read = only(decoded, key)
+        read = decoded.only(key)
         try:
             fill(task, read)
         except TypeError as error:

@@ -11,7 +11,8 @@ from sessionstore.index import Index
 from sessionstore.jobs import Job, changed_meanwhile, check_holder
 from sessionstore.kept import KeptConnection
 from sessionstore.persistable import Persistable, note
-from sessionstore.schema import MAX_NAME, fits
+from sessionstore.row_ids import fits
+from sessionstore.schema import MAX_NAME
 from sessionstore.serialization import Record
 from sessionstore.task import State
 

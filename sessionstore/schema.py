@@ -56,11 +56,6 @@ MAX_INFO = 4000
 MAX_STATE = 128
 
 
-def fits(number: int) -> bool:
-    """Say whether an integer column can hold a number."""
-    return -(2**63) <= number < 2**63
-
-
 Id = BigInteger().with_variant(Integer, "sqlite")
 
 
@@ -275,6 +270,16 @@ class Schema:
         """Remove an object's row."""
         return Statement(
             delete(self.objects).where(self.objects.c.id == bindparam("object_id"))
+        )
+
+    @cached_property
+    def read_one(self) -> Statement:
+        """Read an object."""
+        table = self.objects
+        return Statement(
+            select(table.c.data, table.c.state).where(
+                table.c.id == bindparam("object_id")
+            )
         )
 
     @cached_property

@@ -14,7 +14,8 @@ connection: a ``Record`` is all that goes down to SQL, a ``Row`` all that comes 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from sessionstore.errors import LoadError
 from sessionstore.serializers import PickleSerializer, Serializer
@@ -62,11 +63,17 @@ class Decoded:
 
     __slots__ = ("errors", "objects", "rows")
 
-    def __init__(self) -> None:
+    def __init__(self, rows: Mapping[int, Row]) -> None:
         self.objects: dict[int, object] = {}
         self.errors: dict[int, LoadError] = {}
         #: The rows that were fetched for them, the nested objects' included.
-        self.rows: dict[int, Row] = {}
+        self.rows = dict(rows)
+
+    def only(self, object_id: int) -> Any:
+        """Return one of the objects, or raise what kept it from being read."""
+        if object_id in self.errors:
+            raise self.errors[object_id]
+        return self.objects[object_id]
 
 
 def state_of(obj: object) -> str:

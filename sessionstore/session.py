@@ -16,9 +16,9 @@ from sessionstore.errors import DecodeError, NotFoundError
 from sessionstore.history import Transition, instant, state_from, states_from
 from sessionstore.index import Index
 from sessionstore.kept import KeptConnection
-from sessionstore.objects import key_of
 from sessionstore.opening import check_name, sql_store
 from sessionstore.persistable import Persistable
+from sessionstore.row_ids import key_of
 from sessionstore.sql import SqlStore
 from sessionstore.task import State
 from sessionstore.url import Url

@@ -20,8 +20,9 @@ from sessionstore.extra import ExtraFields
 from sessionstore.files import make_folder
 from sessionstore.ids import IdSource, IntId
 from sessionstore.location import located
-from sessionstore.objects import ObjectTable, key_of, only
+from sessionstore.objects import ObjectTable
 from sessionstore.renaming import Renaming
+from sessionstore.row_ids import key_of
 from sessionstore.schema import Schema
 from sessionstore.serialization import Serializer
 from sessionstore.store import Store, register_fallback
@@ -194,7 +195,7 @@ class SqlStore(Store):
         """Return the objects with these IDs, by ID; as ``load``, in few statements."""
         keys = [*dict.fromkeys(map(key_of, ids))]
         decoded = self._objects.load_many(keys)
-        return {key: only(decoded, key) for key in keys}
+        return {key: decoded.only(key) for key in keys}
 
     def replace(self, id_: object, obj: object) -> None:
         """Make the row with this ID a copy of ``obj``.
@@ -240,7 +241,7 @@ class SqlStore(Store):
                 for key in some:
                     error = decoded.errors.get(key)
                     if not isinstance(error, NotFoundError):  # removed meanwhile
-                        yield only(decoded, key)
+                        yield decoded.only(key)
 
     def count(self, *, state: str | None = None) -> int:
         """Return the number of objects, of those in one state if it is given."""

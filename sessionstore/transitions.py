@@ -13,8 +13,8 @@ from sessionstore.index import Index
 from sessionstore.jobs import Job, check_holder
 from sessionstore.kept import KeptConnection
 from sessionstore.persistable import Persistable
+from sessionstore.row_ids import fits
 from sessionstore.saving import Change, check_change, save_graph
-from sessionstore.schema import fits
 from sessionstore.task import State
 
 __all__ = ["move_job", "move_task", "record", "redo"]

@@ -23,7 +23,8 @@ from sessionstore.errors import ConflictError
 from sessionstore.failures import DuplicateKeyError
 from sessionstore.history import clean
 from sessionstore.opening import check_name
-from sessionstore.schema import MAX_INFO, MAX_NAME, fits
+from sessionstore.row_ids import fits
+from sessionstore.schema import MAX_INFO, MAX_NAME
 from sessionstore.task import State
 from sessionstore.transfer.copying import Place, Progress, opened, silent
 from sessionstore.transfer.directory import (

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from sessionstore.errors import ConfigurationError
-from sessionstore.schema import fits
+from sessionstore.row_ids import fits
 from sessionstore.sql import SqlStore
 from sessionstore.transfer.items import Columns
 from sessionstore.transfer.pickles import Made, sketched

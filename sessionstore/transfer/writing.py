@@ -26,7 +26,7 @@ from sessionstore.errors import (
 from sessionstore.failures import DuplicateKeyError
 from sessionstore.kept import KeptConnection
 from sessionstore.objects import ObjectTable
-from sessionstore.schema import fits
+from sessionstore.row_ids import fits
 from sessionstore.scopes import Transaction
 from sessionstore.sql import SqlStore
 from sessionstore.statements import Statement

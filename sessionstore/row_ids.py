@@ -1,0 +1,32 @@
+"""IDs as rows have them: integers of 64 bits."""
+
+from __future__ import annotations
+
+import operator
+
+from sessionstore.errors import NotFoundError
+
+__all__ = ["fits", "key_of", "not_found"]
+
+
+def fits(number: int) -> bool:
+    """Say whether an integer column can hold a number."""
+    return -(2**63) <= number < 2**63
+
+
+def key_of(id_: object) -> int:
+    """Return an ID as the table has it, or raise NotFoundError."""
+    try:
+        key = int(id_) if isinstance(id_, str) else operator.index(id_)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        key = None
+    if key is None or not fits(key):
+        raise NotFoundError(
+            f"there is no object with ID {id_!r}: IDs are integers of 64 bits", id=id_
+        )
+    return key
+
+
+def not_found(object_id: int) -> NotFoundError:
+    """Return the error for an ID that no row has."""
+    return NotFoundError(f"there is no object with ID {object_id}", id=object_id)
