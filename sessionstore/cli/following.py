@@ -114,6 +114,9 @@ def tail(
             help="Begin with those since then: 90m, 12h, 7d ago, or a time (UTC).",
         ),
     ] = None,
+    until_ended: Annotated[
+        bool, typer.Option("--until-ended", help="End when all tasks are TERMINATED.")
+    ] = False,
 ) -> None:
     """Follow the transitions of all tasks, one a line; Ctrl-C ends it."""
     with common.opened() as (session, listing, session_id):
@@ -121,7 +124,11 @@ def tail(
             begin = moment(listing, since, "--since") or listing.now()
             new = Tail(listing, session_id, begin)
             for now in _looks(session, listing):
+                # Asked first, so that nothing is left to be printed when all have.
+                has_ended = listing.counts(session_id).keys() <= {State.TERMINATED}
                 _print(common.output, new.look(now))
+                if until_ended and has_ended:
+                    return
         except KeyboardInterrupt:
             return  # which is how it is meant to end
 

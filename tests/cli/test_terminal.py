@@ -171,6 +171,23 @@ def test_tail_follows_transitions_until_ctrl_c(
     ]
 
 
+def test_tail_ends_with_the_last_task(session: SessionStore, real: Real) -> None:
+    """Only when all are TERMINATED, and not before that was printed."""
+    ids = session.add_many([Task("a"), Task("b")])
+    process = real.piped("tail", "--since", "1h", "--until-ended")
+    assert process.stdout is not None
+    lines = [process.stdout.readline() for _ in ids]
+    for id_ in ids:
+        for state in State.SUBMITTED, State.TERMINATED:
+            session.transition(id_, state)
+            lines.append(process.stdout.readline())
+    out, err = process.communicate(timeout=BOUND)
+    assert (process.returncode, out, err) == (0, "", "")
+    assert [line.split("\t")[4] for line in lines] == [
+        *["NEW", "NEW", "SUBMITTED", "TERMINATED", "SUBMITTED", "TERMINATED"]
+    ]
+
+
 def test_progress_is_shown_of_what_takes_long(
     session: SessionStore, real: Real
 ) -> None:
