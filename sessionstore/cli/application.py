@@ -21,8 +21,8 @@ __all__ = ["READS", "READS_STORE", "SHARED", "add", "app"]
 #: The options of most commands.
 SHARED = ("url", "session", "json")
 #: The shared options of commands that unpickle, of one session and of a whole store.
-READS = ("url", "session", "json", "serializer", "rename")
-READS_STORE = ("url", "json", "serializer", "rename")
+READS = ("url", "session", "json", "keys", "serializer", "rename")
+READS_STORE = ("url", "json", "keys", "serializer", "rename")
 
 app = typer.Typer(
     help="Look into session stores, and change what is in them.",
@@ -68,6 +68,15 @@ SessionName = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")]
 
+Keys = Annotated[
+    str | None,
+    typer.Option(
+        "--keys",
+        envvar="SESSIONSTORE_KEYS",
+        metavar="FILE",
+        help="The keys with which payloads were signed; what was not is not unpickled.",
+    ),
+]
 SerializerName = Annotated[
     str | None,
     typer.Option(
@@ -90,6 +99,7 @@ _SHARED: dict[str, tuple[Any, object]] = {
     "url": (Url, None),
     "session": (SessionName, "default"),
     "json": (Json, False),
+    "keys": (Keys, None),
     "serializer": (SerializerName, None),
     "rename": (Rename, None),
 }
@@ -128,6 +138,7 @@ def add(
             Output(as_json=given.pop("json", False)),
             given.pop("url", None),
             given.pop("session", "default"),
+            given.pop("keys", None),
             given.pop("serializer", None),
             given.pop("rename", None) or (),
         )

@@ -12,7 +12,12 @@ import typer
 from sessionstore.cli.output import Output
 from sessionstore.listing import Listing
 from sessionstore.opening import sql_store
-from sessionstore.serializers import Serializer
+from sessionstore.serializers import (
+    PickleSerializer,
+    Serializer,
+    SignedSerializer,
+    read_keys,
+)
 from sessionstore.session import SessionStore
 from sessionstore.sql import SqlStore
 
@@ -36,6 +41,8 @@ class Common:
     #: As given, with its password.
     url: str | None = field(default=None, repr=False)
     session: str = "default"
+    #: The file of the keys with which payloads are signed.
+    keys: str | None = None
     #: Where the serializer is, as ``module:name``.
     serializer: str | None = None
     #: Old and new names of classes, as ``old=new``.
@@ -47,11 +54,21 @@ class Common:
         if not self.url:
             raise UsageError("no store is named: give --url, or set SESSIONSTORE_URL")
         options = {
-            "serializer": self.serializer and _serializer(self.serializer),
+            "serializer": self._serializer(),
             "rename": dict(map(_names, self.rename)),
         }
         with sql_store(self.url, False, options) as store:
             yield store
+
+    def _serializer(self) -> Serializer | None:
+        if self.keys and self.serializer:
+            raise UsageError(
+                "give --keys or --serializer, not both; SESSIONSTORE_KEYS and "
+                "SESSIONSTORE_SERIALIZER count too"
+            )
+        if self.keys:
+            return SignedSerializer(PickleSerializer(), read_keys(self.keys))
+        return _serializer(self.serializer) if self.serializer else None
 
     @contextmanager
     def listing(self) -> Iterator[Listing]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -11,7 +12,13 @@ import pytest
 from sessionstore import SessionStore, SqlStore, State, Task
 from sessionstore.cli.running import run
 from sessionstore.doctor import repickle, unreadable
-from sessionstore.serializers import PickleSerializer, SignedSerializer, new_key
+from sessionstore.serializers import (
+    PickleSerializer,
+    SignedSerializer,
+    new_key,
+    read_keys,
+)
+from tests.serializers.parts import Trap
 
 
 class Moved(Task):
@@ -138,6 +145,7 @@ def test_bad_options(
         ("--serializer", "no.such:thing"): "No module named 'no'",
         ("--serializer", "os:nothing"): "has no attribute 'nothing'",
         ("--serializer", "os:path"): "no dumps and loads",
+        ("--serializer", "os:path", "--keys", "x"): "not both",
     }.items():
         assert run(["unreadable", *words]) == 2
         assert said in capsys.readouterr().err
@@ -163,3 +171,31 @@ def test_serializer_is_found_by_its_name(
     monkeypatch.setenv("SESSIONSTORE_SERIALIZER", "my_settings:serializer")
     assert run(["unreadable"]) == 1
     assert "no signature" in capsys.readouterr().out
+
+
+@pytest.mark.backends("sqlite")
+def test_with_keys_only_what_was_signed_is_unpickled(
+    database_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A trap that somebody wrote without a key is shown by its ID, and not sprung."""
+    keys = tmp_path / "keys"
+    keys.write_text(new_key())
+    keys.chmod(0o600)
+    serializer = SignedSerializer(PickleSerializer(), read_keys(keys))
+    with SessionStore(database_url, serializer=serializer) as session:
+        signed = session.add(Task("signed"))
+    with SessionStore(database_url) as session:
+        trap = session.add(Task(trap=Trap(tmp_path / "trapped")))
+    monkeypatch.setenv("SESSIONSTORE_URL", database_url)
+    assert run(["show", str(signed), "--keys", str(keys)]) == 0
+    assert ".jobname\tsigned" in capsys.readouterr().out
+    monkeypatch.setenv("SESSIONSTORE_KEYS", str(keys))
+    assert run(["show", str(trap)]) == 1
+    assert "no signature" in capsys.readouterr().err
+    assert not (tmp_path / "trapped").exists()
+    keys.chmod(0o644)
+    assert run(["show", str(signed)]) == 1
+    assert f"chmod 600 {keys}" in capsys.readouterr().err
