@@ -71,19 +71,24 @@ def test_bad_input_is_one_line_and_a_status(
     assert "s3cret" not in err
 
 
-@pytest.mark.parametrize("module", ["daemon", "rich"])
-def test_missing_extra_is_named(module: str) -> None:
+@pytest.mark.parametrize(
+    ("module", "extra", "words"), [("daemon", "daemon", []), ("rich", "cli", ["list"])]
+)
+def test_missing_extra_is_named(module: str, extra: str, words: list[str]) -> None:
     """Installed without its extra, the script says what to install."""
     code = (
         f"import sys, runpy; sys.modules[{module!r}] = None\n"
         "runpy.run_module('daemon_example', run_name='__main__')"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+        [sys.executable, "-c", code, *words],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
-    assert "pip install 'sessionstore[daemon]'" in done.stderr
+    assert f"pip install 'sessionstore[{extra}]'" in done.stderr
 
 
 def test_any_command_line_can_be_submitted(cli: Cli) -> None:

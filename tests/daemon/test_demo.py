@@ -30,9 +30,12 @@ def test_demo_tells_what_the_database_says(cli: Cli, tmp_path: Path) -> None:
                     shown.add(" ".join(one.cmdline()))
     assert process.returncode == 0
     said = out.decode()
-    assert "tasks by state: 13 TERMINATED\n" in said
-    assert "failed:         fail (2)\n" in said
-    assert "was killed by signal 9" in said
+    assert "\nstates\tTERMINATED\t13\t" in said
+    assert "\tfail\tTERMINATING\tTERMINATED\t512\texited with 2\n" in said
+    killed, history = said.split("the task whose worker was killed:")
+    for text in (killed, history):
+        assert "RUNNING\tUNKNOWN\t" in text
+        assert "was killed by signal 9" in text
     assert said.endswith("history, index and store agree\n")
     assert len(list(folder.glob("*.gz"))) == 3
     assert any("daemon_example run" in line for line in shown)
