@@ -14,7 +14,7 @@ from daemon_example import instance, settings
 from daemon_example.settings import SettingsError, UserError
 from daemon_example.spool import new_task
 from daemon_example.supervisor import try_to_write
-from sessionstore import SessionStore, SessionStoreError
+from sessionstore import SessionStoreError
 from sessionstore.__main__ import main as sessionstore
 
 try:
@@ -25,6 +25,7 @@ except ModuleNotFoundError as error:
 #: What the command sessionstore does as well, by what it calls it there.
 LIBRARYS = {
     "list": ["ls", "--all", "--columns", "id,state,name"],
+    "show": ["show"],
     "history": ["history"],
     "cancel": ["cancel", "--yes"],
     "hold": ["hold", "--yes"],
@@ -46,11 +47,7 @@ def parser() -> Parser:
     common = Parser(add_help=False)
     for name, default in asdict(settings.Settings()).items():
         common.add_argument(f"--{name}", type=type(default), help=settings.HELP[name])
-    common.add_argument(
-        "--config",
-        type=lambda path: Path(path).absolute(),
-        help="a TOML file of these settings",
-    )
+    common.add_argument("--config", type=Path, help="a TOML file of these settings")
     top = Parser(prog="daemon-example", description=__doc__)
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
@@ -68,11 +65,9 @@ def parser() -> Parser:
     command = add("submit", submit)
     command.add_argument("--name", default="", help="the task's name")
     command.add_argument("words", nargs="+", metavar="COMMAND")
-    add("show", show).add_argument("id", type=int)
-    for name in LIBRARYS:
-        command = add(name, ask_library, f"as sessionstore {LIBRARYS[name][0]}")
-        if name != "list":
-            command.add_argument("id", type=int)
+    for name, words in LIBRARYS.items():
+        command = add(name, ask_library, f"as sessionstore {words[0]}")
+        command.add_argument("words", nargs="*", metavar="ID")
     add("demo", demo.main).add_argument("--folder", type=Path)
     return top
 
@@ -95,16 +90,6 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
-def status(options: argparse.Namespace) -> int:
-    """Tell whether the daemon runs, and the tasks by state."""
-    pid = instance.running(settings.load(options).spool)
-    print(f"running, PID {pid}" if pid else "not running")
-    with open_session(options) as session:
-        for state, number in sorted(session.counts().items()):
-            print(f"{number:6} {state}")
-    return 0 if pid else 1
-
-
 def submit(options: argparse.Namespace) -> int:
     """Hand in a command line, and print its task's ID."""
     found = settings.load(options)
@@ -115,36 +100,25 @@ def submit(options: argparse.Namespace) -> int:
     return 0
 
 
-def open_session(options: argparse.Namespace) -> SessionStore:
-    """Return the session, which must be there."""
-    return settings.load(options).open_session(create=False)
-
-
 def ask_library(options: argparse.Namespace) -> int:
     """Have the command sessionstore do it."""
     found = settings.load(options)
+    words = [*LIBRARYS[options.what], "--url", found.url, "--session", found.session]
+    if options.what == "show" and found.keys:
+        words += ["--keys", found.keys]
     # Within this process, so that nobody sees the password of the URL.
-    where = ["--url", found.url, "--session", found.session]
-    words = [str(options.id)] if "id" in options else []
-    return sessionstore([*LIBRARYS[options.what], *where, *words])
+    return sessionstore([*words, *options.words])
 
 
-def show(options: argparse.Namespace) -> int:
-    """Show one task."""
-    with open_session(options) as session:
-        task = session.load(options.id)
-        execution = getattr(task, "execution", None)
-        for name, value in (
-            ("id", options.id),
-            ("name", getattr(task, "jobname", None)),
-            ("state", getattr(execution, "state", None)),
-            ("exitcode", getattr(execution, "exitcode", None)),
-            ("signal", getattr(execution, "signal", None)),
-            ("command", getattr(task, "command", None)),
-            ("output", getattr(task, "output", None)),
-        ):
-            print(f"{name + ':':10}{'-' if value is None else one_line(str(value))}")
-    return 0
+def status(options: argparse.Namespace) -> int:
+    """Tell whether the daemon runs, and the tasks by state."""
+    found = settings.load(options)
+    pid = instance.running(found.spool)
+    print(f"running, PID {pid}" if pid else "not running")
+    with found.open_session(create=False) as session:
+        for state, number in sorted(session.counts().items()):
+            print(f"{number:6} {state}")
+    return 0 if pid else 1
 
 
 def check(options: argparse.Namespace) -> int:
@@ -153,7 +127,7 @@ def check(options: argparse.Namespace) -> int:
     An object is saved, and removed again.
     """
     found = settings.load(options)
-    with open_session(options) as session:
+    with found.open_session(create=False) as session:
         try_to_write(session)
     if instance.running(found.spool) is None:
         raise UserError(f"no daemon works on {found.spool}")

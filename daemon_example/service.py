@@ -9,7 +9,7 @@ import signal
 from argparse import Namespace
 from collections.abc import Callable
 from contextlib import suppress
-from typing import NoReturn
+from typing import IO, NoReturn
 
 import daemon
 import psutil
@@ -31,42 +31,8 @@ def run(options: Namespace) -> int:
     found = load(options)
     os.umask(0o077)
     Spool(found.spool)
-    return work(options, found, instance.lock(found.spool), lambda: None, waits=True)
-
-
-def work(
-    options: Namespace,
-    found: Settings,
-    lock: int,
-    ready: Callable[[], None],
-    waits: bool = False,
-) -> int:
-    """Be the daemon; ``waits`` tells whether to begin by waiting for the database."""
-    signals = Signals(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
-    instance.write_pid(lock)
-    pause = 0.5
-    while not {signal.SIGTERM, signal.SIGINT} & set(signals.take()):
-        try:
-            with found.open_session(create=True) as session:
-                supervisor = Supervisor(session, found, lock, signals)
-                supervisor.run(ready, lambda: load(options))
-            break
-        except StoreUnavailableError as error:
-            if not waits:
-                raise
-            log.warning("waiting: %s", error)
-            notify(STATUS=f"waiting: {error}")
-            signals.wait(pause)
-            pause = min(2 * pause, 5.0)
-        except (ConfigurationError, SchemaError) as error:
-            raise SettingsError(str(error)) from error
+    work(options, found, instance.lock(found.spool), lambda: None, waits=True)
     return 0
-
-
-def log_to(handler: logging.Handler, format_: str) -> None:
-    """Log what the daemon does, and not how Alembic makes the tables."""
-    logging.basicConfig(level=logging.INFO, format=format_, handlers=[handler])
-    logging.getLogger("alembic").setLevel(logging.WARNING)
 
 
 def start(options: Namespace) -> int:
@@ -76,28 +42,25 @@ def start(options: Namespace) -> int:
     lock = instance.lock(found.spool)
     reader, writer = os.pipe()
     if os.fork() == 0:
-        detach(options, found, lock, writer)
+        detach(options, found, lock, os.fdopen(writer, "w"))
     os.close(writer)
     with os.fdopen(reader) as pipe:
-        said = pipe.read()
-    if said == "ready":
-        print(f"the daemon works on {found.spool}")
-        return 0
-    said = said or f"see {found.spool}/daemon.log"
-    raise UserError(f"the daemon did not start: {said}")
+        said = pipe.read() or f"see {found.spool}/daemon.log"
+    if said != "ready":
+        raise UserError(f"the daemon did not start: {said}")
+    print(f"the daemon works on {found.spool}")
+    return 0
 
 
-def detach(options: Namespace, found: Settings, lock: int, writer: int) -> NoReturn:
-    """Become a daemon and work; tell ``writer`` when it is ready, or why not."""
-    code = 1
-    pipe = os.fdopen(writer, "w")
+def detach(options: Namespace, found: Settings, lock: int, pipe: IO[str]) -> NoReturn:
+    """Become a daemon and work; say into the pipe "ready", or why it is not."""
 
-    def tell(text: str) -> None:
+    def say(text: str) -> None:
         # It is closed, or its reader is gone: nobody waits for the start any more.
-        with suppress(ValueError, OSError):
+        with suppress(ValueError, OSError), pipe:
             pipe.write(text)
-            pipe.close()
 
+    code = 1
     try:
         # It closes every descriptor that it is not told of: the log and the database
         # are opened after it.
@@ -105,17 +68,52 @@ def detach(options: Namespace, found: Settings, lock: int, writer: int) -> NoRet
             detach_process=True,
             umask=0o077,
             working_directory=os.getcwd(),  # paths mean the same as in the foreground
-            files_preserve=[lock, writer],
+            files_preserve=[lock, pipe],
             signal_map={},  # the loop's own handlers are still to come
         ):
             handler = logging.handlers.WatchedFileHandler(found.spool / "daemon.log")
             log_to(handler, "%(asctime)s %(levelname)s %(message)s")
-            code = work(options, found, lock, ready=lambda: tell("ready"))
+            work(options, found, lock, lambda: say("ready"))
+            code = 0
     except BaseException as error:
         log.exception("the daemon failed")
-        tell(str(error))
+        say(str(error))
     finally:
         os._exit(code)
+
+
+def log_to(handler: logging.Handler, format_: str) -> None:
+    """Log what the daemon does, and not how Alembic makes the tables."""
+    logging.basicConfig(level=logging.INFO, format=format_, handlers=[handler])
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+
+
+def work(
+    options: Namespace,
+    found: Settings,
+    lock: int,
+    ready: Callable[[], None],
+    waits: bool = False,
+) -> None:
+    """Be the daemon; ``waits`` tells whether to begin by waiting for the database."""
+    signals = Signals(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
+    instance.write_pid(lock)
+    pause = 0.5
+    while not {signal.SIGTERM, signal.SIGINT} & set(signals.take()):
+        try:
+            with found.open_session(create=True) as session:
+                supervisor = Supervisor(session, found, lock, signals)
+                supervisor.run(ready, lambda: load(options))
+            return
+        except StoreUnavailableError as error:
+            if not waits:
+                raise
+            log.warning("waiting: %s", error)
+            notify(STATUS=f"waiting: {error}")
+            signals.wait(pause)
+            pause = min(2 * pause, 5.0)
+        except (ConfigurationError, SchemaError) as error:
+            raise SettingsError(str(error)) from error
 
 
 def stop(options: Namespace) -> int:
@@ -130,8 +128,7 @@ def stop(options: Namespace) -> int:
         try:
             process.terminate()
         except psutil.AccessDenied:
-            raise UserError(
-                f"the daemon, PID {pid}, belongs to {process.username()}"
-            ) from None
+            owner = process.username()
+            raise UserError(f"the daemon, PID {pid}, belongs to {owner}") from None
         process.wait()
     return 0

@@ -40,8 +40,7 @@ class Spool:
             # The name becomes unique, and is kept in the task: if we die between
             # adding the task and moving the file, that can be told afterwards.
             name = f"{time.time_ns()}-{path.stem[:50]}.toml"
-            taken = path.rename(self.folder / "taken" / name)
-            self._add(taken, session)
+            self._add(path.rename(self.folder / "taken" / name), session)
 
     def finish(self, session: SessionStore) -> None:
         """Deal with the files whose taking was interrupted."""

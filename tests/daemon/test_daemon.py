@@ -49,8 +49,8 @@ def test_submitted_command_runs_to_its_end(cli: Cli) -> None:
     assert "greet" in cli("list")
     assert "exited with 0" in cli("history", str(good))
     shown = cli("show", str(bad))
-    assert "exitcode: 3" in shown
-    assert f"output:   {cli.spool}/output/{bad}" in shown
+    assert ".exitcode\t3\n" in shown
+    assert f".output\t{cli.spool}/output/{bad}\n" in shown
     assert "4 TERMINATED" in cli("status")
     pid = cli.pid()
     cli("stop")
@@ -163,7 +163,8 @@ def test_tasks_that_cannot_be_run_end_with_the_reason(cli: Cli) -> None:
         assert last.info.startswith("cannot be run: ")
         assert last.returncode == 127 << 8
     assert "foreign" in cli("list")
-    assert "command:  -" in cli("show", str(ids[0]))
+    assert ".command\t" not in cli("show", str(ids[0]))
+    assert ".command\tls -l\n" in cli("show", str(ids[1]))
     assert "cannot be" in cli("show", str(ids[-1]), status=1)
 
 
