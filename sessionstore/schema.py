@@ -70,15 +70,8 @@ def _longblob(element: Payload, compiler: Any, **keywords: Any) -> str:
     return "LONGBLOB"
 
 
-_OPTIONS: dict[str, Any] = {
-    f"{dialect}_{option}": value
-    for dialect in ("mysql", "mariadb")
-    for option, value in {
-        "engine": "InnoDB",
-        "charset": "utf8mb4",
-        "collate": "utf8mb4_bin",
-    }.items()
-}
+#: How MySQL and MariaDB are to make a table.
+_OPTIONS = {"engine": "InnoDB", "charset": "utf8mb4", "collate": "utf8mb4_bin"}
 
 
 class MissingTableError(SchemaError):
@@ -103,7 +96,6 @@ class Schema:
             Column("data", Payload),
             Column("state", String(MAX_STATE), index=True),
             *self.extra.columns.values(),
-            **_OPTIONS,
         )
         add_referred(self.objects)
         #: The columns of an object's row but for its ID, by statements' parameters.
@@ -120,7 +112,6 @@ class Schema:
             Column("created_at", BigInteger, nullable=False),
             Column("finished_at", BigInteger),
             sqlite_autoincrement=True,
-            **_OPTIONS,
         )
         self.jobs = Table(
             f"{table_name}_job",
@@ -141,7 +132,6 @@ class Schema:
             Column("write_id", String(32)),
             Column("created_at", BigInteger, nullable=False),
             Column("updated_at", BigInteger, nullable=False),
-            **_OPTIONS,
         )
         # One index answers a claim: the oldest job in some state that may be taken.
         self.claim_index = f"ix_{table_name}_job_claim"
@@ -170,14 +160,12 @@ class Schema:
             Column("returncode", BigInteger),
             Column("host", String(MAX_NAME), nullable=False),
             Column("pid", BigInteger, nullable=False),
-            **_OPTIONS,
         )
         self.ids = Table(
             f"{table_name}_ids",
             self.metadata,
             Column("id", Integer, primary_key=True, autoincrement=False),
             Column("next_id", BigInteger, nullable=False),
-            **_OPTIONS,
         )
         # Not among the others, as other databases have no such table.
         self.changes = Table(
@@ -186,7 +174,6 @@ class Schema:
             Column("session_id", BigInteger, primary_key=True, autoincrement=False),
             Column("slot", Integer, primary_key=True, autoincrement=False),
             Column("number", BigInteger, nullable=False),
-            **_OPTIONS,
         )
         self.version = Table(
             f"{table_name}_version", self.metadata, Column("version_num", String(32))
@@ -381,6 +368,11 @@ class Schema:
             version = self.version_in(connection)
             if version is not None:
                 self.check_version(version)
+        name = connection.dialect.name
+        if name in {"mysql", "mariadb"}:
+            # Not before: SQLAlchemy imports the dialect that an option is of.
+            for option, value in _OPTIONS.items():
+                self.objects.dialect_kwargs[f"{name}_{option}"] = value
         self.metadata.create_all(connection, tables=[self.objects])
         migrate(connection, table=self.name, version_table=self.version.name)
 

@@ -42,6 +42,26 @@ def test_migrations_make_what_the_code_describes(database_url: str) -> None:
     engine.dispose()
 
 
+@pytest.mark.backends("mariadb")
+def test_mariadb_makes_transactional_tables_that_tell_texts_apart(
+    database_url: str,
+) -> None:
+    """G2, whatever the server's default; and a state is compared byte by byte."""
+    SqlStore(database_url).save(Task())
+    engine = create_engine(database_url)
+    with engine.connect() as connection:
+        tables = connection.execute(
+            text(
+                "SELECT table_name, engine, table_collation "
+                "FROM information_schema.tables WHERE table_schema = DATABASE()"
+            )
+        ).all()
+    engine.dispose()
+    made = {name: rest for name, *rest in tables if name != "store_version"}
+    assert {"store", "store_job", "store_transition"} <= made.keys()
+    assert all(rest == ["InnoDB", "utf8mb4_bin"] for rest in made.values())
+
+
 def test_many_processes_create_the_tables_at_once(
     database_url: str, start_forked
 ) -> None:
@@ -100,13 +120,14 @@ def test_newer_schema_is_refused(database_url: str) -> None:
     assert content() == before
 
 
-def test_alembic_is_not_imported_where_the_version_is_right(tmp_path: Path) -> None:
-    """Opening a store that is there does not pay for migrations."""
+def test_opening_imports_what_is_needed_only(tmp_path: Path) -> None:
+    """A store that is there does not pay for migrations, nor for other databases."""
     url = f"sqlite:///{tmp_path}/store.db"
     SqlStore(url).save(Task())
     code = (
         "import sys; from sessionstore import SessionStore; "
-        f"len(SessionStore({url!r})); assert 'alembic' not in sys.modules"
+        f"len(SessionStore({url!r})); "
+        "assert not {'alembic', 'sqlalchemy.dialects.mysql'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
