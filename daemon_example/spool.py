@@ -7,7 +7,6 @@ import tempfile
 import time
 import tomllib
 from pathlib import Path
-from typing import TypeGuard
 
 from daemon_example.settings import SettingsError
 from sessionstore import SessionStore, Task
@@ -77,15 +76,6 @@ def new_task(command: list[str], name: str = "") -> Task:
     return Task(name or os.path.basename(command[0]), command=command)
 
 
-def is_command(value: object) -> TypeGuard[list[str]]:
-    """Tell whether a value is a command line: a program and its arguments."""
-    return (
-        isinstance(value, list)
-        and len(value) > 0
-        and all(isinstance(word, str) for word in value)
-    )
-
-
 def read_job(path: Path) -> Task:
     """Return the task that a job file describes; raise ValueError with the reason."""
     if not path.is_file():
@@ -96,8 +86,9 @@ def read_job(path: Path) -> Task:
         raise ValueError(f"no TOML: {error}") from error
     if unknown := job.keys() - {"command", "name"}:
         raise ValueError(f"unknown key {min(unknown)!r}; there are command and name")
-    command, name = job.get("command"), job.get("name", "")
-    if not is_command(command):
+    command, name = job.get("command", []), job.get("name", "")
+    is_list = isinstance(command, list) and command
+    if not is_list or not all(isinstance(word, str) for word in command):
         raise ValueError("no command; write it like command = ['wc', '-l', 'file']")
     if not isinstance(name, str):
         raise ValueError("the name is no string")
