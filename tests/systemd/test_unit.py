@@ -101,7 +101,8 @@ def test_daemon_needs_no_settings(make_host: Callable[..., Host]) -> None:
     (host.spool / "new" / "x").write_text('command = ["echo", "two"]')
     (host.spool / "new" / "x").rename(host.spool / "new" / "x.toml")
     until(lambda: host.show("StatusText") == "2 TERMINATED")
-    assert "exitcode: 0" in host.box.run(*command, "show", *where, id_)
+    shown = host.box.run(*command, "show", *where, id_)
+    assert "\nstate\tTERMINATED\nreturncode\t0\n" in shown
     assert sorted(outputs(host)) == ["one\n", "two\n"]
 
 
