@@ -158,8 +158,7 @@ class History:
         here = _here()
         for row in rows:
             row.update(here)
-        if rows:
-            kept.change_many(self.insert, rows)
+        kept.change_many(self.insert, rows)
         return rows
 
     def of(self, job_id: int) -> list[Transition]:

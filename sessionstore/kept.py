@@ -7,6 +7,7 @@ import os
 import select
 import time
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain, islice
 from typing import Any, TypeVar
 
 from sqlalchemy.engine import URL, Connection, Dialect
@@ -101,16 +102,23 @@ class KeptConnection:
     def change_many(
         self, statement: Statement, parameters: Iterable[Parameters]
     ) -> None:
-        """Run a statement that writes, once for each of ``parameters``."""
-        if isinstance(parameters, list) and len(parameters) == 1:
-            self.change(statement, parameters[0])
+        """Run a statement that writes, once for each of ``parameters``.
+
+        They are taken as they are sent, and need not all be there before.
+        """
+        rows = iter(parameters)
+        first = [*islice(rows, 2)]
+        if len(first) < 2:  # drivers take longer for it by executemany()
+            for row in first:
+                self.change(statement, row)
             return
+        rows = chain(first, rows)
         try:
             if not self._is_direct:
-                self.connection.execute(statement.construct, [*parameters]).close()
+                self.connection.execute(statement.construct, [*rows]).close()
                 return
             cursor = self._cursor(statement)
-            cursor.executemany(statement.text, map(statement.arranged, parameters))
+            cursor.executemany(statement.text, map(statement.arranged, rows))
             cursor.close()
         except self._errors as error:
             raise self._failure(error) from error

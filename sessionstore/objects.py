@@ -212,12 +212,9 @@ class ObjectTable:
         self.identities.stored(records)
 
     def _insert(self, kept: KeptConnection, records: Sequence[Record]) -> None:
-        # Rows are made as they are sent, for the garbage collector's sake.
+        # Made as they are sent, for the garbage collector's sake.
         rows = ({**self._values(record), "id": int(record.id)} for record in records)
-        if len(records) == 1:
-            kept.change(self.schema.insert, next(rows))
-        elif records:
-            kept.change_many(self.schema.insert, rows)
+        kept.change_many(self.schema.insert, rows)
 
     def _update(self, kept: KeptConnection, object_id: int, record: Record) -> bool:
         """Rewrite a row; say whether there is one."""
