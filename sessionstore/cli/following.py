@@ -125,9 +125,11 @@ def tail(
             new = Tail(listing, session_id, begin)
             for now in _looks(session, listing):
                 # Asked first, so that nothing is left to be printed when all have.
-                has_ended = listing.counts(session_id).keys() <= {State.TERMINATED}
+                is_last = until_ended and (
+                    listing.counts(session_id).keys() <= {State.TERMINATED}
+                )
                 _print(common.output, new.look(now))
-                if until_ended and has_ended:
+                if is_last:
                     return
         except KeyboardInterrupt:
             return  # which is how it is meant to end
