@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 import uuid
 from argparse import Namespace
 from collections.abc import Iterator
@@ -38,17 +39,23 @@ def main(options: Namespace) -> int:
     with SessionStore(url, name) as session:
         print(f"folder:   {folder}\ndatabase: {session.store.url!r}\n", flush=True)
         victim = session.add_many(new_task(*job) for job in jobs(folder))[-1]
+    tail += ["--since", "1m", "--until-ended"]
     with (folder / "daemon.log").open("ab") as log:
         daemon = subprocess.Popen(run, env=environment, stderr=log)
+    following = subprocess.Popen(tail, env=environment)
     try:
-        tail += ["--since", "1m", "--until-ended"]
-        subprocess.run(tail, env=environment, check=True, timeout=60)
-    except subprocess.SubprocessError:
-        what = f"not all tasks ended; see {folder}/daemon.log"
-        raise UserError(what) from None
+        give_up_at = time.monotonic() + 60
+        # If the daemon ends first, it has failed.
+        while following.poll() is None and daemon.poll() is None:
+            if time.monotonic() > give_up_at:
+                break
+            time.sleep(0.1)
     finally:
-        daemon.terminate()
-        daemon.wait()
+        for process in (following, daemon):
+            process.terminate()
+            process.wait()
+    if following.returncode != 0:
+        raise UserError(f"not all tasks ended; see {folder}/daemon.log")
     look(["stats", "--url", url, "--session", name])
     print("\nthe task whose worker was killed:")
     look(["history", "--url", url, "--session", name, str(victim)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -40,6 +41,21 @@ def test_demo_tells_what_the_database_says(cli: Cli, tmp_path: Path) -> None:
     assert len(list(folder.glob("*.gz"))) == 3
     assert any("daemon_example run" in line for line in shown)
     assert not any(servers._LOGIN in text for text in [said, *shown])
+
+
+@pytest.mark.backends("sqlite")
+def test_demo_does_not_wait_for_a_daemon_that_has_failed(
+    cli: Cli, tmp_path: Path
+) -> None:
+    """Where its spool folder would be there is a file; the log is named at once."""
+    folder = tmp_path / "demo"
+    folder.mkdir()
+    (folder / "spool").touch()
+    began = time.monotonic()
+    said = cli("demo", "--folder", str(folder), status=1)
+    assert said == f"daemon-example: not all tasks ended; see {folder}/daemon.log\n"
+    assert time.monotonic() < began + 30
+    assert "spool folder cannot be used" in (folder / "daemon.log").read_text()
 
 
 def test_make_shows_no_password() -> None:
