@@ -69,6 +69,10 @@ class EncryptedSerializer:
             )
         try:
             decrypted = self._fernet.decrypt(payload)
+            # Fernet also reads a token with other characters in it, or other bits
+            # that base64 does not use, as long as the bytes are the same.
+            if base64.urlsafe_b64encode(base64.urlsafe_b64decode(payload)) != payload:
+                raise InvalidToken
         except InvalidToken:
             raise DecodeError(
                 f"none of the {len(self._keys)} keys decrypts it: it was changed or "

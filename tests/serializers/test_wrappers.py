@@ -55,6 +55,24 @@ def test_keys_can_be_replaced_one_by_one(cls: Locked) -> None:
         read(cls(PLAIN, [NEW]), written(before, Task("x")))
 
 
+def test_encrypted_payload_is_refused_in_any_other_spelling() -> None:
+    """Base64 has several for the same bytes, and Fernet reads them all."""
+    serializer = EncryptedSerializer(PLAIN, [OLD])
+    payloads = (written(serializer, "x" * n) for n in range(48))
+    payload = next(payload for payload in payloads if payload.endswith(b"=="))
+    # The letter before has four bits that stand for nothing.
+    alphabet = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+    other = bytes([alphabet[alphabet.index(payload[-3]) ^ 1]])
+    for spelling in (
+        payload[:-3] + other + b"==",
+        payload + b"\n",
+        payload[:20] + b"!" + payload[20:],
+    ):
+        assert Fernet(OLD).decrypt(spelling)
+        with pytest.raises(DecodeError, match="changed"):
+            read(serializer, spelling)
+
+
 @LOCKED
 def test_what_was_written_before_is_read_if_that_is_allowed(
     cls: Locked, tmp_path: Path
