@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,16 @@ class Hosts:
         self.hosts: dict[str, Host] = {}
         for name in NAMES:
             self.boot(name)
+        stack.callback(self._tell)
+
+    def _tell(self) -> None:
+        """Print what is shown with a test that failed."""
+        for id_ in self.session.ids():
+            for entry in self.session.history(id_):
+                print(id_, entry.at, entry.to_state, entry.host, entry.info)
+        for name, host in self.hosts.items():
+            with suppress(subprocess.SubprocessError, OSError):  # it was ended
+                print(name, *host.said()[-50:], sep="\n  ")
 
     def boot(self, name: str) -> None:
         """Boot a host, for the first time or again."""
