@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 from sqlalchemy.engine import URL, Dialect
 from sqlalchemy.exc import NoSuchModuleError
 
-from sessionstore import preferred_tls
+from sessionstore import preferred_tls, silence
 from sessionstore.errors import ConfigurationError
 from sessionstore.schema import MissingTableError
 
@@ -135,17 +135,24 @@ def _use_wal(cursor: Any, deadline: float) -> None:
 
 def _configure_postgresql(cursor: Any, options: Options) -> None:
     # 0 would be to wait for ever.
-    milliseconds = max(1, int(options.busy_timeout * 1000))
-    cursor.execute(f"SET lock_timeout = {milliseconds}")
+    settings = {
+        "lock_timeout": max(1, int(options.busy_timeout * 1000)),
+        **silence.postgresql_settings(options.busy_timeout),
+    }
+    # In one message, as a worker waits for this before its first write.
+    cursor.execute("; ".join(f"SET {name} = {n}" for name, n in settings.items()))
 
 
 def _configure_mysql(cursor: Any, options: Options) -> None:
     cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
     seconds = max(1, round(options.busy_timeout))
+    idle = silence.idle_limit(options.busy_timeout)
     cursor.execute(
         f"SET SESSION innodb_lock_wait_timeout = {seconds}, "
         # Without it a payload too long for its column is cut, and told in a warning.
         "sql_mode = CONCAT(@@sql_mode, ',STRICT_ALL_TABLES')"
+        # MySQL, which has no such thing, takes it for a comment.
+        f" /*M! , idle_transaction_timeout = {idle} */"
     )
 
 
@@ -194,6 +201,8 @@ _POSTGRESQL = Settings(
 _MYSQL = Settings(
     begin="START TRANSACTION",
     snapshot=[
+        # It locks nothing, and who copies it may have to wait for the other side.
+        "SET SESSION sql_mode = @@sql_mode /*M! , idle_transaction_timeout = 0 */",
         "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ",
         "START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY",
     ],

@@ -155,8 +155,12 @@ def _recover_one(
 
 
 def _lapsed(session: Owner, kept: KeptConnection, key: int) -> Job | None:
-    """Return a job, locked, if it is still to be recovered."""
-    job = session._index.jobs.read(kept, [key], lock=True).get(key)
+    """Return a job, locked, if it is still to be recovered.
+
+    One that another has locked is left for the next time: its holder is writing it, or
+    vanished in the middle of that, and the others are not to wait until that shows.
+    """
+    job = session._index.jobs.lock_free(kept, key)
     # A renewal leaves the revision as it is, so that the lease is looked at again.
     return job if job is not None and _why_free(session, job) else None
 

@@ -12,6 +12,10 @@ One thing that a server is busy with looks like silence: while it waits for a lo
 psycopg has more statements under way than it has room for, TCP_USER_TIMEOUT runs though
 the probes are answered.  Therefore it is longer than ``busy_timeout``, after which the
 server itself gives up the lock and reads on.
+
+A server has to find out too: a host that vanishes in the middle of a transaction has
+rows locked, and all who need them wait.  Left alone, that is until TCP gives up, or for
+two hours where it owes the server nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ from collections.abc import Mapping
 
 from sessionstore.inherited import descriptor_of
 
-__all__ = ["connect_options", "watch"]
+__all__ = ["connect_options", "idle_limit", "postgresql_settings", "watch"]
 
 #: Seconds for connecting, as PyMySQL has it; psycopg has 130, the others no end.
 CONNECT = 10
@@ -30,6 +34,8 @@ CONNECT = 10
 MARGIN = 5
 #: The first is sent after a fifth of the time; the last one's fifth is its answer's.
 PROBES = 4
+#: Seconds that a block of statements may think between two of them, on MariaDB.
+IDLE = 60
 #: The kernel takes a time between probes up to 32767 seconds.
 _LONGEST = 86_400
 
@@ -57,6 +63,27 @@ def connect_options(driver: str, busy_timeout: float) -> Mapping[str, int]:
     if "PGCONNECT_TIMEOUT" not in os.environ:
         options["connect_timeout"] = CONNECT
     return options
+
+
+def postgresql_settings(busy_timeout: float) -> Mapping[str, int]:
+    """Return what has a PostgreSQL server watch its end of a connection."""
+    # Not idle_in_transaction_session_timeout: a block that is only slow goes on.
+    limit, pause = _bounds(busy_timeout)
+    return {
+        "tcp_keepalives_idle": pause,
+        "tcp_keepalives_interval": pause,
+        "tcp_keepalives_count": PROBES,
+        "tcp_user_timeout": limit * 1000,
+    }
+
+
+def idle_limit(busy_timeout: float) -> int:
+    """Return the seconds after which MariaDB ends a transaction that says nothing.
+
+    It cannot tell one that is slow from one whose host is gone: its keepalive is one
+    for all connections, and the administrator's.
+    """
+    return max(_bounds(busy_timeout)[0], IDLE)
 
 
 def watch(driver: str, connection: object, busy_timeout: float) -> None:

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -404,6 +405,27 @@ def test_lease_renewed_meanwhile_is_kept(
     for reap in (None, lambda task: pytest.fail("reaped")):
         assert other.recover(reap=reap) == []
     claim.transition(State.SUBMITTED)
+
+
+@pytest.mark.backends("postgresql", "mariadb")
+@pytest.mark.parametrize("reap", [None, lambda task: None], ids=["", "reaped"])
+def test_row_that_somebody_has_locked_keeps_no_other_waiting(
+    session: SessionStore, other: SessionStore, reap: Any
+) -> None:
+    """G6: its holder may have vanished while it wrote; the next time will do."""
+    locked, free = session.add_many([Task(), Task()])
+    for claim in session.claim(2):
+        end_lease(session, claim.id)
+    lock = text("SELECT 1 FROM store_job WHERE job_id = :id FOR UPDATE")
+
+    def recover() -> list[int]:
+        return other.recover(reap=reap)
+
+    with session.transaction() as connection, ThreadPoolExecutor(1) as pool:
+        connection.execute(lock, {"id": locked})
+        # A lock is waited for longer, for 30 seconds.
+        assert pool.submit(recover).result(15) == [free]
+    assert other.recover(reap=reap) == [locked]
 
 
 def test_each_task_is_recovered_once(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,6 +14,7 @@ from sqlalchemy import make_url, text
 from sessionstore import Persistable, SqlStore, StoreUnavailableError
 from sessionstore.inherited import descriptor_of
 from sessionstore.silence import CONNECT, MARGIN, connect_options
+from sessionstore.transfer.reading import reading
 from tests import servers
 
 BUSY = 1
@@ -105,6 +107,43 @@ def test_slow_statement_is_not_silence(make_database: Callable[[str], str]) -> N
     }
     with ThreadPoolExecutor(len(urls)) as pool:
         list(pool.map(run_slowly, urls))
+
+
+@pytest.mark.backends("postgresql", "mariadb")
+def test_server_watches_its_end_too(database_url: str, backend: str) -> None:
+    """Whoever vanishes with rows locked must not keep them for hours."""
+    queries = {
+        "postgresql": "SELECT current_setting('tcp_keepalives_idle'), "
+        "current_setting('tcp_keepalives_interval'), "
+        "current_setting('tcp_keepalives_count'), current_setting('tcp_user_timeout')",
+        "mariadb": "SELECT @@idle_transaction_timeout",
+    }
+    expected = {"postgresql": [("7", "7", "4", "35000"), ("1", "1", "4", "6000")]}
+    expected["mariadb"] = [(60,), (60,)]
+    asked = []
+    for busy_timeout in (30, BUSY):
+        with SqlStore(database_url, busy_timeout=busy_timeout) as store:
+            with store.transaction() as connection:
+                asked.append(tuple(connection.execute(text(queries[backend])).one()))
+    assert asked == expected[backend]
+
+
+@pytest.mark.backends("mariadb")
+def test_block_that_says_nothing_for_long_is_ended(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By MariaDB, as a whole; a copy, which locks nothing, may take its time."""
+    monkeypatch.setattr("sessionstore.silence.idle_limit", lambda busy_timeout: 1)
+    with SqlStore(database_url) as store:
+        id_ = store.save(Persistable())
+        with pytest.raises(StoreUnavailableError), store.transaction():
+            store.remove(id_)
+            time.sleep(2)
+            store.save(Persistable())
+        assert store.list() == [id_]
+        with reading(store) as reader:
+            time.sleep(2)
+            assert [item.id for items in reader.batches() for item in items] == [id_]
 
 
 @pytest.mark.backends("postgresql")

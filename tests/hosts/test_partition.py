@@ -17,6 +17,8 @@ LONG = f"while [ ! -e {MARKS}/go ]; do mark beat; sleep .1; done"
 SHORT = "sleep .2"
 #: libpq's options by which a daemon finds out within seconds that it hears nothing.
 IMPATIENT = "&tcp_user_timeout=2000&connect_timeout=2"
+#: Seconds: a host cut off while it writes a row has it until the server notices.
+RELEASED = 120
 RUN_ONCE = ["NEW", "SUBMITTED", "RUNNING", "TERMINATING", "TERMINATED"]
 
 
@@ -55,7 +57,7 @@ def cut_off_and_come_back(hosts: Hosts, is_told: bool = False) -> dict[int, floa
     # Its daemon alone is left, though it cannot be heard of, nor hear, that they
     # are another's.
     until(lambda: hosts.processes("one") == 1)
-    until(lambda: all(len(hosts.ran_on(id_)) > 1 for id_ in ids))
+    until(lambda: all(len(hosts.ran_on(id_)) > 1 for id_ in ids), RELEASED)
     hosts.network.mend("one")
 
     def has_new_work() -> bool:
@@ -125,7 +127,7 @@ def test_tasks_of_a_host_that_vanishes_are_run_by_others(
     hosts.hosts["one"].box.end()
     hosts.boot("one")
     hosts.hosts["one"].box.systemctl("start", UNIT)
-    until(lambda: all(len(hosts.ran_on(id_)) > 1 for id_ in ids))
+    until(lambda: all(len(hosts.ran_on(id_)) > 1 for id_ in ids), RELEASED)
     (hosts.marks / "go").touch()
     until(lambda: all_ended(hosts.session))
     assert hosts.problems() == {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -29,10 +30,11 @@ DRIVERS = {
 }
 SLEEP = {"postgresql": "SELECT pg_sleep({})", "mysql": "SELECT sleep({})"}
 SLEEPERS = {
-    "postgresql": "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%(600)'",
-    "mysql": "SELECT count(*) FROM information_schema.processlist "
-    "WHERE info LIKE '%sleep(600)'",
+    "postgresql": "SELECT count(*) FROM pg_stat_activity WHERE query = '{}'",
+    "mysql": "SELECT count(*) FROM information_schema.processlist WHERE info = '{}'",
 }
+#: Seconds.
+LONG, SHORT = 600, 3
 
 
 class Wire:
@@ -80,6 +82,14 @@ def wire(driver: str) -> Iterator[Wire]:
             server.stop()
 
 
+def sleepers(store: SqlStore, seconds: int) -> int:
+    """Return how many sessions of a server sleep for that long now."""
+    backend = store.url.get_backend_name()
+    query = SLEEPERS[backend].format(SLEEP[backend].format(seconds))
+    with store.transaction() as connection:
+        return int(connection.execute(text(query)).scalar_one())
+
+
 @contextmanager
 def bounded() -> Iterator[None]:
     """Fail when the block was not over soon after the kernel's patience is."""
@@ -96,18 +106,13 @@ def test_silence_is_found_out(wire: Wire, driver: str) -> None:
 
     def wait_for_answer() -> None:
         with wire.far(), store.transaction() as connection:
-            connection.execute(text(SLEEP[backend].format(600)))
-
-    def is_waiting() -> bool:
-        with near.transaction() as connection:
-            asked = connection.execute(text(SLEEPERS[backend])).scalar_one()
-        return asked >= 1
+            connection.execute(text(SLEEP[backend].format(LONG)))
 
     with SqlStore(wire.near_url) as near, ThreadPoolExecutor(1) as pool:
         with wire.far():
             id_ = store.save(Persistable())
         waiting = pool.submit(wait_for_answer)
-        until(is_waiting)
+        until(lambda: sleepers(near, LONG))
         wire.cut()
         with bounded():
             with wire.far(), pytest.raises(StoreUnavailableError):
@@ -118,6 +123,62 @@ def test_silence_is_found_out(wire: Wire, driver: str) -> None:
         with wire.far():
             assert id_ in store
             store.close()
+
+
+def wait_as_another(
+    wire: Wire, driver: str, *, is_answered: bool, patience: float = BOUND
+) -> None:
+    """Cut a host off in a transaction, and write a row that it has locked."""
+    far = SqlStore(wire.url(driver), busy_timeout=BUSY, engine_options=CONNECT)
+    backend = make_url(wire.near_url).get_backend_name()
+    obj = Persistable()
+    answered, cut = threading.Event(), threading.Event()
+
+    def vanish() -> None:
+        with wire.far(), far.transaction() as connection:
+            far.remove(id_)
+            connection.execute(text(SLEEP[backend].format(SHORT)))
+            answered.set()
+            cut.wait()
+            far.save(Persistable())
+
+    with (
+        SqlStore(wire.near_url, busy_timeout=patience) as near,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        id_ = near.save(obj)
+        vanishing = pool.submit(vanish)
+        until(answered.is_set if is_answered else lambda: sleepers(near, SHORT))
+        wire.cut()
+        cut.set()
+        try:
+            near.save(obj)
+        finally:
+            with pytest.raises(StoreUnavailableError):
+                vanishing.result(BOUND)
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+@pytest.mark.parametrize("is_answered", [True, False])
+def test_rows_of_a_host_that_vanished_are_given_back(
+    wire: Wire, driver: str, is_answered: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """G6: cut off in a transaction, with an answer on its way to it or not."""
+    monkeypatch.setattr("sessionstore.silence.IDLE", 6)
+    wait_as_another(wire, driver, is_answered=is_answered)
+
+
+@pytest.mark.parametrize("driver", ["postgresql+psycopg", "mysql+pymysql"])
+def test_server_would_not_notice_by_itself(
+    wire: Wire, driver: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """G6: else all who need these rows wait for it."""
+    monkeypatch.setattr(
+        "sessionstore.silence.postgresql_settings", lambda busy_timeout: {}
+    )
+    monkeypatch.setattr("sessionstore.silence.idle_limit", lambda busy_timeout: 0)
+    with pytest.raises(StoreUnavailableError, match="is busy"):
+        wait_as_another(wire, driver, is_answered=True, patience=20)
 
 
 @pytest.mark.parametrize("driver", ["postgresql+psycopg", "postgresql+psycopg2"])
