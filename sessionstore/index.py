@@ -166,7 +166,7 @@ class Index:
         if self._is_compiled or database.settings.begin is None:
             return
         self._is_compiled = True
-        writes = (self._end, schema.update, schema.set_state, self.history.insert)
+        writes = (schema.update, schema.set_state, self.history.insert)
         for statement in (*self.jobs.of_holder(), *writes, *self.changes.writes):
             if not statement.text:
                 statement.compile(database.connections.engine.dialect)

@@ -97,7 +97,7 @@ class _GraphWriter:
         self._change = change
         known = [record.id for record in records if not record.is_new]
         self._there = index.jobs.read(kept, known, lock=True) if known else {}
-        self._last, self._now = index.end(kept)
+        self._last = self._now = 0
         self._new: list[dict[str, Any]] = []
         self._entries: list[dict[str, Any]] = []
 
@@ -121,7 +121,13 @@ class _GraphWriter:
                 id=record.id,
             )
 
+    def _begin_to_add(self) -> None:
+        """Find out where the session ends, and keep it there for what is added."""
+        if not self._now:
+            self._last, self._now = self._index.end(self._kept)
+
     def _insert(self, record: Record, listed: bool) -> None:
+        self._begin_to_add()
         if listed:
             self._last += 1
         self._new.append(
@@ -133,7 +139,7 @@ class _GraphWriter:
                 "updated_at": self._now,
             }
         )
-        self._enter(record, 1, None, "")
+        self._enter(record, 1, None, self._now, "")
 
     def _update(self, record: Record, job: Job, is_root: bool) -> None:
         change = self._change if is_root else None
@@ -154,13 +160,16 @@ class _GraphWriter:
             "returncode": _returncode_of(record),
         }
         if job.session_id is None:
+            self._begin_to_add()
             values["session_id"] = self._index.id
         if self._listed and is_root and job.position is None:
+            self._begin_to_add()
             self._last += 1
             values["position"] = self._last
         revision = self._index.jobs.change(self._kept, job, token, **values)
         if change is not None or job.state != record.state:
-            self._enter(record, revision, job.state, change.info if change else "")
+            info = change.info if change else ""
+            self._enter(record, revision, job.state, job.now, info)
         else:
             note(obj, _revision=revision)
 
@@ -173,14 +182,16 @@ class _GraphWriter:
                 execution, "returncode", job.returncode
             )
 
-    def _enter(self, record: Record, revision: int, old: str | None, info: str) -> None:
+    def _enter(
+        self, record: Record, revision: int, old: str | None, at: int, info: str
+    ) -> None:
         self._entries.append(
             self._index.history.entry(
                 record.id,
                 revision,
                 old,
                 record.state,
-                self._now,
+                at,
                 info,
                 _returncode_of(record),
             )

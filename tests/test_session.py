@@ -446,6 +446,28 @@ def test_session_is_not_destroyed_under_an_addition(
     assert [*session.ids()] == ids
 
 
+@pytest.mark.backends("postgresql", "mariadb")
+def test_save_that_adds_nothing_does_not_wait_for_the_session(
+    session: SessionStore, database_url: str
+) -> None:
+    """Its row is for those who add, and for who destroys it."""
+    id_ = session.add(Task())
+
+    def save() -> None:
+        with SessionStore(database_url, session.name, busy_timeout=0.1) as other:
+            task = other.load(id_)
+            task.execution.state = State.SUBMITTED
+            other.save(task)
+            task.parts = [Task()]
+            with pytest.raises(StoreUnavailableError):
+                other.save(task)
+
+    with session.transaction() as connection, ThreadPoolExecutor(1) as thread:
+        connection.execute(text("SELECT 1 FROM store_session FOR UPDATE"))
+        thread.submit(save).result(60)
+    assert states(session, id_) == [(None, "NEW"), ("NEW", "SUBMITTED")]
+
+
 @pytest.mark.parametrize(
     "tasks", [3, None, "ab", [1, None], {"a": 1}], ids=lambda tasks: repr(tasks)
 )
