@@ -310,7 +310,7 @@ class ObjectTable:
             with self._loading:
                 live = self.identities.live_among(ids)
                 missing = [i for i in ids if i not in live] if live else ids
-                decoded = self._decode(
+                decoded = self.decode(
                     missing, fetch(kept, missing), lambda some: fetch(kept, some)
                 )
                 self.identities.adopt(decoded.objects)
@@ -336,7 +336,7 @@ class ObjectTable:
                 if live is not None:
                     return live
                 row = kept.row(self.schema.read_one, {"object_id": object_id})
-                decoded = self._decode(
+                decoded = self.decode(
                     [object_id],
                     {object_id: Row(*row)} if row else {},
                     lambda some: self.fetch(kept, some),
@@ -346,17 +346,19 @@ class ObjectTable:
 
         return self.database.read(work)
 
-    def _decode(
+    def decode(
         self,
         ids: Sequence[int],
         rows: Mapping[int, Row],
         fetch: Callable[[Sequence[int]], Mapping[int, Row]],
+        live: Callable[[int], object | None] | None = None,
     ) -> Decoded:
+        """Return the objects of rows; ``live`` takes the place of the identity map."""
         return decode(
             ids,
             rows,
             fetch=fetch,
-            live=self.identities.live,
+            live=live or self.identities.live,
             serializer=self.serializer,
             renamed=self._renamed,
         )

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from sessionstore.decoding import decode, fill
+from sessionstore.decoding import fill
 from sessionstore.errors import DecodeError, LoadError, NotFoundError
 from sessionstore.identity_map import IdentityMap, set_unmarked
 from sessionstore.index import Index
@@ -71,12 +71,11 @@ def refresh(index: Index, task: Persistable) -> None:
         rows = index.fetch(kept, [key], {key})
         if key not in rows:
             raise index.not_here(key)
-        decoded = decode(
+        decoded = index.objects.decode(
             [key],
             rows,
             fetch=lambda ids: index.fetch(kept, ids, {key}),
             live=lambda i: task if i == key else identities.live(i),
-            serializer=index.objects.serializer,
         )
         read = decoded.only(key)
         try:

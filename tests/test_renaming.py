@@ -14,6 +14,7 @@ from sessionstore import (
     ConfigurationError,
     DecodeError,
     FilesystemStore,
+    SessionStore,
     SqlStore,
     Store,
     Task,
@@ -78,6 +79,26 @@ def test_moved_class_is_found(uri: str, move: Callable[[], type]) -> None:
     task.child.changed = task.parts[0].changed = True
     renaming.save(task)
     assert make_store(uri).load(id_).child.n == 1
+
+
+def test_live_object_is_read_again_under_its_new_name(
+    tmp_path: Any, move: Callable[[], type]
+) -> None:
+    """By ``refresh``, by ``update``, and by a claim of what another process wrote."""
+    url = f"sqlite:///{tmp_path}/store.db"
+    id_ = SessionStore(url).add(old(n=1))
+    move()
+    session = SessionStore(url, rename=NAMES)
+    task = session.load(id_)
+    session.refresh(task)
+    [claim] = SessionStore(url).claim()
+    claim.release()
+    [claim] = session.claim()
+    assert claim.task is task
+    claim.release()
+    with session.update(id_) as updated:
+        updated.n += 1
+    assert SessionStore(url).load(id_).n == 2
 
 
 def test_moved_module_is_found(tmp_path: Any, move: Callable[[], type]) -> None:
