@@ -68,6 +68,8 @@ def parser() -> Parser:
     for name, words in LIBRARYS.items():
         command = add(name, ask_library, f"as sessionstore {words[0]}")
         command.add_argument("words", nargs="*", metavar="ID")
+        if name == "show":
+            command.add_argument("--raw", action="store_true", help="do not unpickle")
     add("demo", demo.main).add_argument("--folder", type=Path)
     return top
 
@@ -104,7 +106,9 @@ def ask_library(options: argparse.Namespace) -> int:
     """Have the command sessionstore do it."""
     found = settings.load(options)
     words = [*LIBRARYS[options.what], "--url", found.url, "--session", found.session]
-    if options.what == "show" and found.keys:
+    if options.what == "show" and options.raw:
+        words.append("--raw")
+    elif options.what == "show" and found.keys:
         words += ["--keys", found.keys]
     # Within this process, so that nobody sees the password of the URL.
     return sessionstore([*words, *options.words])
