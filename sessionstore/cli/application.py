@@ -27,9 +27,8 @@ READS_STORE = ("url", "json", "keys", "serializer", "rename")
 app = typer.Typer(
     help="Look into session stores, and change what is in them.",
     epilog="Exit status: 0 all went well; 1 something went wrong, or the answer was "
-    "no; 2 the command line is wrong; 130 ended early by Ctrl-C, which is how "
-    "watch and tail end: 0. Times are UTC. In a pipe, "
-    "columns are separated by tabs.",
+    "no; 2 the command line is wrong; 130 Ctrl-C ended it early (but 0 for watch and "
+    "tail, which end so). Times are UTC. In a pipe, columns are separated by tabs.",
     pretty_exceptions_enable=False,  # they would show the URL's password
 )
 
@@ -147,6 +146,9 @@ def add(
         except BrokenPipeError:
             return end_quietly()
 
+    # Typer keeps the line breaks, which are for the width of the source.
+    paragraphs = (inspect.getdoc(function) or "").split("\n\n")
+    command.__doc__ = "\n\n".join(" ".join(part.split()) for part in paragraphs)
     parameters = [*own, *options]
     command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in parameters}
