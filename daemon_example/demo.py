@@ -37,8 +37,9 @@ def main(options: Namespace) -> int:
     run = [sys.executable, "-m", "daemon_example", "run", "--workers", "3"]
     tail = [sys.executable, "-m", "sessionstore", "tail", "--session", name]
     with SessionStore(url, name) as session:
-        print(f"folder:   {folder}\ndatabase: {session.store.url!r}\n", flush=True)
+        print(f"folder:   {folder}\ndatabase: {session.store.url!r}")
         victim = session.add_many(new_task(*job) for job in jobs(folder))[-1]
+    print("\nwhat becomes of each task:", flush=True)
     tail += ["--since", "1m", "--until-ended"]
     with (folder / "daemon.log").open("ab") as log:
         daemon = subprocess.Popen(run, env=environment, stderr=log)
@@ -56,6 +57,9 @@ def main(options: Namespace) -> int:
             process.wait()
     if following.returncode != 0:
         raise UserError(f"not all tasks ended; see {folder}/daemon.log")
+    print(
+        "\nall of them: tasks, stays in each state, their median and 95 % in seconds:"
+    )
     look(["stats", "--url", url, "--session", name])
     print("\nthe task whose worker was killed:")
     look(["history", "--url", url, "--session", name, str(victim)])

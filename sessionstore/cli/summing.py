@@ -40,7 +40,12 @@ def stats(
         ),
     ] = None,
 ) -> None:
-    """Count tasks and failures, and say how long each state lasted (to 1 %)."""
+    """Count tasks and failures, and say how long each state lasted (to 1 %).
+
+    In a pipe, a line begins with its section: states (tasks now, stays, their median
+    and 95th percentile in seconds), throughput (begin, seconds, tasks ended), failures
+    (number, reason). With --json the throughput comes in parts.
+    """
     output = common.output
     with common.listing() as listing:
         session_id = listing.session_id(common.session)
@@ -49,7 +54,7 @@ def stats(
         figures = _figures(listing, output, session_id, begin, sum(counts.values()))
     sections = (
         ("states", _states(counts, figures)),
-        ("throughput", _throughput(figures)),
+        ("throughput", _throughput(figures, in_parts=output.as_json)),
         ("failures", _failures(figures)),
     )
     for name, rows in sections:
@@ -96,8 +101,12 @@ def _states(counts: dict[str, int], figures: Figures) -> Sequence[Row]:
     return rows
 
 
-def _throughput(figures: Figures) -> Sequence[Row]:
+def _throughput(figures: Figures, *, in_parts: bool) -> Sequence[Row]:
     span = figures.span
+    if not in_parts:
+        # Most parts may be empty, and nobody plots what is read as text.
+        lasting, ended = span.until - span.since, sum(figures.ended)
+        return [{"begin": span.since, "lasting": lasting, "ended": ended}]
     return [
         {"begin": span.since + i * span.part, "lasting": span.part, "ended": number}
         for i, number in enumerate(figures.ended)

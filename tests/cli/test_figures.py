@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
@@ -132,7 +133,9 @@ def test_stats_come_from_each_database(session: SessionStore, command: Command) 
     rows = [line.split("\t") for line in command("stats").lines]
     assert ["states", "NEW", "615", "5"] in [row[:4] for row in rows]
     assert ["states", "SUBMITTED", "0", "5"] in [row[:4] for row in rows]
-    ends = [int(row[3]) for row in rows if row[0] == "throughput"]
+    assert [row[3] for row in rows if row[0] == "throughput"] == ["5"]
+    records = map(json.loads, command("stats", "--json").lines)
+    ends = [row["ended"] for row in records if row["section"] == "throughput"]
     assert (len(ends), sum(ends)) == (48, 5)
     assert rows[-1] == ["failures", "5", "too late"]
     assert ["failures", "5", "too late"] not in [
