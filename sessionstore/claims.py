@@ -22,12 +22,12 @@ from sessionstore.errors import (
     SessionStoreError,
     TransitionError,
 )
-from sessionstore.history import Transition, instant, state_from, states_from
+from sessionstore.history import Transition, instant, states_from
 from sessionstore.holder import Holder
 from sessionstore.index import Index
 from sessionstore.jobs import FREE, Job, check_holder
 from sessionstore.kept import KeptConnection
-from sessionstore.saving import save_graph
+from sessionstore.saving import Move, save_graph
 from sessionstore.task import State
 from sessionstore.transitions import move_job, move_task, record
 
@@ -160,27 +160,11 @@ class Claim:
         If ``task`` was asked for and is ``changed``, it is saved with it.  A
         transition to TERMINATED ends the claim.
         """
-        index, new, wanted = self._session._index, state_from(to), states_from(expect)
+        index, move = self._session._index, Move.asked(to, expect, info, returncode)
         with self._held():
             if self._task is not None and self._task.changed:
-                return move_task(
-                    index,
-                    self._task,
-                    new,
-                    expect=wanted,
-                    info=info,
-                    returncode=returncode,
-                    token=self.token,
-                )
-            return move_job(
-                index,
-                self.id,
-                new,
-                expect=wanted,
-                info=info,
-                returncode=returncode,
-                token=self.token,
-            )
+                return move_task(index, self._task, move, self.token)
+            return move_job(index, self.id, move, self.token)
 
     def release(self, info: str = "released") -> None:
         """Give the task back, if it is held still.

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sessionstore.errors import ConflictError, EncodeError
-from sessionstore.history import check_transition, clean, state_from
+from sessionstore.history import check_transition, clean, state_from, states_from
 from sessionstore.index import Index
 from sessionstore.jobs import Job, changed_meanwhile, check_holder
 from sessionstore.kept import KeptConnection
@@ -16,15 +16,29 @@ from sessionstore.schema import MAX_NAME
 from sessionstore.serialization import Record
 from sessionstore.task import State
 
-__all__ = ["Change", "check_change", "check_persistable", "save_graph"]
+__all__ = ["Move", "check_move", "check_persistable", "save_graph"]
 
 
-class Change(NamedTuple):
-    """A transition that was asked for, beside the new state itself."""
+class Move(NamedTuple):
+    """A transition that is asked for."""
 
+    to: State
     #: The states it may start from; None: any that is legal.
     expect: Collection[State] | None
     info: str
+    #: None: as it is.
+    returncode: int | None
+
+    @classmethod
+    def asked(
+        cls,
+        to: State | str,
+        expect: State | str | Collection[State | str] | None,
+        info: str,
+        returncode: int | None,
+    ) -> Move:
+        """Return what a caller asks for; raise TransitionError for no such state."""
+        return cls(state_from(to), states_from(expect), info, returncode)
 
 
 def save_graph(
@@ -32,14 +46,14 @@ def save_graph(
     tasks: Sequence[Persistable],
     *,
     listed: bool,
-    change: Change | None = None,
+    move: Move | None = None,
     token: int | None = None,
 ) -> tuple[Sequence[int], Sequence[Mapping[str, Any]]]:
     """Write objects with all they refer to; return their IDs and the history's rows.
 
     They become jobs if they are to be ``listed``, else they must be in the session.
-    With a ``change`` the states that they have now are transitions, and with a
-    ``token`` they are held by the claim that has it.
+    With a ``move`` the states that they have now are transitions, and with a ``token``
+    they are held by the claim that has it.
     """
     if not tasks:
         return [], []
@@ -50,7 +64,7 @@ def save_graph(
         if listed and len(records) == 1 and records[0].is_new:
             _add_one(index, kept, records[0])
             return
-        writer = _GraphWriter(index, kept, records, listed, change, token)
+        writer = _GraphWriter(index, kept, records, listed, move, token)
         for record in records:
             writer.write(record, id(record.obj) in roots)
         recorded[:] = writer.finish()
@@ -87,14 +101,14 @@ class _GraphWriter:
         kept: KeptConnection,
         records: Sequence[Record],
         listed: bool,
-        change: Change | None,
+        move: Move | None,
         token: int | None,
     ) -> None:
         self._token = token
         self._index = index
         self._kept = kept
         self._listed = listed
-        self._change = change
+        self._move = move
         known = [record.id for record in records if not record.is_new]
         self._there = index.jobs.read(kept, known, lock=True) if known else {}
         self._last = self._now = 0
@@ -142,17 +156,17 @@ class _GraphWriter:
         self._enter(record, 1, None, self._now, "")
 
     def _update(self, record: Record, job: Job, is_root: bool) -> None:
-        change = self._change if is_root else None
+        move = self._move if is_root else None
         token = self._token if is_root else None
         check_holder(job, token)
-        if change is not None:
-            check_change(job, State(record.state), change.expect)
+        if move is not None:
+            check_move(job, State(record.state), move.expect)
         obj: Any = record.obj
         if obj._revision is None and job.session_id is None:
             self._recall(obj, job)
         elif obj._revision != job.revision:
             raise changed_meanwhile(record.id)
-        if change is None and job.state != record.state:
+        if move is None and job.state != record.state:
             check_transition(record.id, job.state, state_from(record.state, record.id))
         values: dict[str, Any] = {
             "name": _name_of(obj),
@@ -167,8 +181,8 @@ class _GraphWriter:
             self._last += 1
             values["position"] = self._last
         revision = self._index.jobs.change(self._kept, job, token, **values)
-        if change is not None or job.state != record.state:
-            info = change.info if change else ""
+        if move is not None or job.state != record.state:
+            info = move.info if move else ""
             self._enter(record, revision, job.state, job.now, info)
         else:
             note(obj, _revision=revision)
@@ -205,7 +219,7 @@ class _GraphWriter:
         return self._index.history.append(self._kept, self._entries)
 
 
-def check_change(job: Job, new: State, expect: Collection[State] | None) -> None:
+def check_move(job: Job, to: State, expect: Collection[State] | None) -> None:
     """Raise ConflictError for a state not expected, TransitionError for no way."""
     if expect is not None and job.state not in expect:
         raise ConflictError(
@@ -213,7 +227,7 @@ def check_change(job: Job, new: State, expect: Collection[State] | None) -> None
             f"{' or '.join(sorted(expect)) or 'in no state at all'}",
             id=job.job_id,
         )
-    check_transition(job.job_id, job.state, new)
+    check_transition(job.job_id, job.state, to)
 
 
 def check_persistable(task: object) -> Persistable:

@@ -13,7 +13,7 @@ from sqlalchemy.engine import URL, Connection
 from sessionstore import claims, reading, recovery, saving, transitions, updating
 from sessionstore.claims import Claim
 from sessionstore.errors import DecodeError, NotFoundError
-from sessionstore.history import Transition, instant, state_from, states_from
+from sessionstore.history import Transition, instant, state_from
 from sessionstore.index import Index
 from sessionstore.kept import KeptConnection
 from sessionstore.opening import check_name, sql_store
@@ -248,25 +248,10 @@ class SessionStore:
         TransitionError if there is no such transition; NotFoundError if the job is
         not in this session.
         """
-        new = state_from(to)
-        wanted = states_from(expect)
+        move = saving.Move.asked(to, expect, info, returncode)
         if isinstance(task_or_id, Persistable):
-            return transitions.move_task(
-                self._index,
-                task_or_id,
-                new,
-                expect=wanted,
-                info=info,
-                returncode=returncode,
-            )
-        return transitions.move_job(
-            self._index,
-            key_of(task_or_id),
-            new,
-            expect=wanted,
-            info=info,
-            returncode=returncode,
-        )
+            return transitions.move_task(self._index, task_or_id, move)
+        return transitions.move_job(self._index, key_of(task_or_id), move)
 
     def history(self, id_: object) -> list[Transition]:
         """Return a job's transitions, in order.

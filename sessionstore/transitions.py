@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -14,35 +14,29 @@ from sessionstore.jobs import Job, check_holder
 from sessionstore.kept import KeptConnection
 from sessionstore.persistable import Persistable
 from sessionstore.row_ids import fits
-from sessionstore.saving import Change, check_change, save_graph
+from sessionstore.saving import Move, check_move, save_graph
 from sessionstore.task import State
 
 __all__ = ["move_job", "move_task", "record", "redo"]
 
 
 def move_job(
-    index: Index,
-    key: int,
-    new: State,
-    *,
-    expect: Collection[State] | None,
-    info: str,
-    returncode: int | None,
-    token: int | None = None,
+    index: Index, key: int, move: Move, token: int | None = None
 ) -> Transition:
     """Change a job's state, and leave its payload alone.
 
     ``token`` is that of the claim by which the job is held, here as in ``move_task``.
     """
+    returncode = move.returncode
     if returncode is not None and not fits(returncode):
         raise TransitionError(f"the returncode {returncode} exceeds 64 bits", id=key)
 
     def work(kept: KeptConnection) -> Transition:
         job = index.job(kept, key)
         check_holder(job, token)
-        check_change(job, new, expect)
+        check_move(job, move.to, move.expect)
         values = {} if returncode is None else {"returncode": returncode}
-        return record(index, kept, job, new, info, token, values)
+        return record(index, kept, job, move.to, move.info, token, values)
 
     return index.database.write(work)
 
@@ -100,14 +94,7 @@ def record(
 
 
 def move_task(
-    index: Index,
-    task: Persistable,
-    new: State,
-    *,
-    expect: Collection[State] | None,
-    info: str,
-    returncode: int | None,
-    token: int | None = None,
+    index: Index, task: Persistable, move: Move, token: int | None = None
 ) -> Transition:
     """Save a task in another state; it is as it was if that fails."""
     execution: Any = getattr(task, "execution", None)
@@ -119,11 +106,9 @@ def move_task(
         raise NotFoundError(
             f"{task!r} is not in the session {index.name!r}; add it first"
         )
-    restore = _assign(execution, new, returncode)
+    restore = _assign(execution, move)
     try:
-        _, recorded = save_graph(
-            index, [task], listed=False, change=Change(expect, info), token=token
-        )
+        _, recorded = save_graph(index, [task], listed=False, move=move, token=token)
     except BaseException:
         restore()
         raise
@@ -134,14 +119,14 @@ def move_task(
     return index.history.read(row)
 
 
-def _assign(execution: Any, state: State, returncode: int | None) -> Callable[[], None]:
+def _assign(execution: Any, move: Move) -> Callable[[], None]:
     # Not marked as changes: the task is written in any case, and if that fails, no
     # mark must stay.
     before = {"state": execution.state}
-    after: dict[str, object] = {"state": state}
-    if returncode is not None:
+    after: dict[str, object] = {"state": move.to}
+    if move.returncode is not None:
         before["returncode"] = getattr(execution, "returncode", None)
-        after["returncode"] = returncode
+        after["returncode"] = move.returncode
     for name, value in after.items():
         set_unmarked(execution, name, value)
 
