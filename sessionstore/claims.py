@@ -65,8 +65,8 @@ class Claim:
     the other process opens connections of its own, and the task is read there anew.)
     All copies are one claim: the supervisor may renew it while its worker writes.
 
-    Each call raises LeaseLostError once the lease has passed to another, and changes
-    nothing then.
+    A ``with`` block releases it at its end, whichever way it ends.  Each call raises
+    LeaseLostError once the lease has passed to another, and changes nothing then.
 
     >>> from sessionstore import SessionStore, State, Task
     >>> session = SessionStore("sqlite:///tasks.db")
@@ -79,6 +79,7 @@ class Claim:
     ...         change = claim.transition(state)
     """
 
+    #: The task's.
     id: int
     #: Moves on with each claim of the task; by it an old holder is told from a new.
     token: int
@@ -116,6 +117,8 @@ class Claim:
 
         That is "cancel", "hold", "resume" or None, and stands until the claim ends.
         A lease that has run out, but was not taken by another, is renewed too.
+
+        Raises ConflictError if the task was changed at this moment: try again.
         """
         index, lease = self._session._index, _microseconds(self.lease)
 
@@ -139,7 +142,7 @@ class Claim:
         """Write the task's changes back, and return its ID.
 
         Raises ConflictError if another copy of this claim has changed it since it was
-        read.
+        read; EncodeError if it cannot be stored.
         """
         with self._held():
             save_graph(
@@ -169,8 +172,8 @@ class Claim:
     def release(self, info: str = "released") -> None:
         """Give the task back, if it is held still.
 
-        One that is under way becomes UNKNOWN, so that it is claimed again; in any
-        other state it stays.
+        One that is SUBMITTED, RUNNING or TERMINATING becomes UNKNOWN, with ``info`` in
+        its history, so that it is claimed again; in any other state it stays.
         """
         index = self._session._index
 

@@ -55,9 +55,11 @@ class Transition:
     #: None for the first one, into the state that the job was added in.
     from_state: State | None
     to_state: State
-    #: By the database's clock.
+    #: By the database's clock, in UTC.
     at: datetime
+    #: Why, as whoever made it says; "" if nothing was said.
     info: str
+    #: As ``Run`` has it; None where none was given.
     returncode: int | None
     #: Which process made it.
     host: str

@@ -37,12 +37,19 @@ class SessionStore:
     that somebody else changed since it was read gets ConflictError (G3), and so does
     whoever writes a task that is claimed, but by its claim (G6).
 
-    ``store_or_url`` is an ``SqlStore``, or a URL for one, with ``store_options``.
-    Calls may come from any thread and, after a fork, from any process; the live
-    objects that they return are shared, and not locked.
+    ``store_or_url`` is an ``SqlStore``, or a URL for one with ``store_options``, which
+    are those of ``SqlStore``.  ``name`` has up to 255 characters.  Calls may come from
+    any thread and, after a fork, from any process; the live objects that they return
+    are shared, and not locked.
+
+    To iterate over a session gives its objects in the order added; one that cannot be
+    read is skipped, with a warning in the log.  ``len(session)`` is their number, and
+    ``in`` takes an object or an ID.
 
     Raises ConfigurationError with ``create=False`` if there is no such session, and
-    for a store that is no SQL store.
+    for a store that is none on SQLite, PostgreSQL, MariaDB or MySQL.  Any call raises
+    StoreUnavailableError while the database is busy for too long or cannot be reached,
+    and ForkError where a fork has left nothing to go on with.
 
     >>> from sessionstore import SessionStore, State, Task
     >>> session = SessionStore("sqlite:///tasks.db", "example")
@@ -71,7 +78,7 @@ class SessionStore:
 
     def __reduce__(self) -> tuple[Any, ...]:
         self.store._refuse_to_be_stored()
-        return _reopen, (self.store, self.name)
+        return SessionStore, (self.store, self.name)
 
     def __repr__(self) -> str:
         return f"<SessionStore {self.name!r} in {self.store!r}>"
@@ -92,7 +99,7 @@ class SessionStore:
         return self.add_many([task])[0]
 
     def add_many(self, tasks: Iterable[Persistable]) -> Sequence[int]:
-        """Add many objects in one transaction, and return their IDs in order."""
+        """Add objects in one transaction; return their IDs in order.  See ``add``."""
         return saving.save_graph(self._index, list(tasks), listed=True)[0]
 
     def save(self, task: Persistable) -> int:
@@ -101,12 +108,13 @@ class SessionStore:
         A changed ``execution.state`` is a transition, checked and recorded as one.
 
         Raises ConflictError if somebody else changed the object since it was read,
-        or has claimed it, and NotFoundError if it is not in this session.
+        or has claimed it; NotFoundError if it is not in this session; TransitionError
+        if there is no such transition; EncodeError if it cannot be stored.
         """
         return self.save_many([task])[0]
 
     def save_many(self, tasks: Iterable[Persistable]) -> Sequence[int]:
-        """Save many objects in one transaction."""
+        """Save objects in one transaction; return their IDs in order.  See ``save``."""
         objects = list(tasks)
         for task in objects:
             if self._identities.known_id(saving.check_persistable(task)) is None:
@@ -119,7 +127,7 @@ class SessionStore:
         """Take an object out of the session; it stays in the store.
 
         Raises ConflictError if it is claimed: its holder would be at work on a task
-        of nobody's.
+        of nobody's.  NotFoundError if it is not in this session.
         """
         key, index = key_of(id_), self._index
 
@@ -133,7 +141,10 @@ class SessionStore:
     def remove(self, id_: object) -> None:
         """Remove an object and, recursively, those in its ``tasks``, for good.
 
+        Of one that cannot be read, those inside it stay.
+
         Raises ConflictError if any of them is claimed; nothing is removed then.
+        NotFoundError if it is not in this session.
         """
         key = key_of(id_)
         ids = [key]
@@ -153,7 +164,7 @@ class SessionStore:
         An exception in the block leaves the row and the object itself as they were.
 
         Raises ConflictError at once if the live object has unsaved changes, or if the
-        task is claimed.
+        task is claimed; what ``load`` raises; and at the end what ``save`` raises.
 
         >>> from sessionstore import SessionStore, Task
         >>> session = SessionStore("sqlite:///tasks.db")
@@ -186,7 +197,7 @@ class SessionStore:
         return loaded
 
     def refresh(self, task: Persistable) -> None:
-        """Read an object and its revision again, in place; unsaved changes are lost."""
+        """Read an object again, in place, as by ``load``; unsaved changes are lost."""
         reading.refresh(self._index, task)
 
     def __len__(self) -> int:
@@ -203,7 +214,7 @@ class SessionStore:
         return job is not None and job.position is not None
 
     def ids(self, *, state: State | str | None = None) -> Iterator[int]:
-        """Go through the jobs' IDs in the order added, of one state if it is given."""
+        """Go through the IDs in the order added, page by page, maybe of one state."""
         return self._index.ids(None if state is None else str(state_from(state)))
 
     def __iter__(self) -> Iterator[Any]:
@@ -240,13 +251,14 @@ class SessionStore:
     ) -> Transition:
         """Move a job to another state, if it is in one that was expected.
 
-        Of an ID, only the state is written, so that it works for any object,
-        however large or unreadable.  Of a task, its changes are saved with it.
+        Of an ID, only the state is written, so that it works for any object, however
+        large or unreadable.  Of a task, its changes are saved with it.  ``info``, up to
+        4,000 characters, is for the history, and ``returncode`` as ``Run`` has it.
 
         Raises ConflictError if the state is none of ``expect``, if the task given was
         changed by somebody else, or if it is claimed (``request`` asks its holder);
-        TransitionError if there is no such transition; NotFoundError if the job is
-        not in this session.
+        TransitionError if there is no such state or transition (see ``State``);
+        NotFoundError if the job is not in this session.
         """
         move = saving.Move.asked(to, expect, info, returncode)
         if isinstance(task_or_id, Persistable):
@@ -267,7 +279,8 @@ class SessionStore:
     def redo(self, id_: object) -> Transition:
         """Make a TERMINATED job NEW again; its history stays.
 
-        Raises TransitionError if it is in another state, as any task that is claimed.
+        Raises TransitionError if it is in another state, as any task that is claimed;
+        NotFoundError if it is not in this session.
         """
         return transitions.redo(self._index, key_of(id_))
 
@@ -287,6 +300,10 @@ class SessionStore:
         seconds (by the database's clock) have gone by without a renewal and somebody
         calls ``recover``.  A claim leaves the task's state alone, and adds one to its
         ``attempts``; a task that has had ``max_attempts`` becomes TERMINATED instead.
+        Where there is nothing to claim the list is empty.
+
+        Raises ConfigurationError for a number that cannot be meant, and TransitionError
+        if TERMINATED is among ``states``.
 
         >>> from sessionstore import SessionStore, Task
         >>> session = SessionStore("sqlite:///tasks.db")
@@ -331,7 +348,7 @@ class SessionStore:
         return claims.request(self._index, key_of(id_), what)
 
     def wait(self, timeout: float) -> bool:
-        """Wait until something changes in the session; say whether it did.
+        """Wait up to ``timeout`` seconds for a change in the session; say if it came.
 
         The first call begins to watch, and each later one in the same thread reports
         what came since the one before.  A call may report what is no change to this
@@ -352,7 +369,7 @@ class SessionStore:
 
     @property
     def created_at(self) -> datetime:
-        """When the session was created, by the database's clock."""
+        """When the session was created, by the database's clock, in UTC."""
         return instant(self._index.row().created_at)
 
     @property
@@ -362,11 +379,14 @@ class SessionStore:
         return None if at is None else instant(at)
 
     def finish(self) -> None:
-        """Note that the session's work is done."""
+        """Note when the session's work was done; it can be used as before."""
         self._index.finish()
 
     def destroy(self) -> None:
-        """Remove the session, its objects and their history."""
+        """Remove the session, its objects and their history, claimed or not.
+
+        Holders of its tasks get LeaseLostError.
+        """
         self._index.destroy()
 
     def close(self) -> None:
@@ -378,7 +398,3 @@ class SessionStore:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-
-def _reopen(store: SqlStore, name: str) -> SessionStore:
-    return SessionStore(store, name)

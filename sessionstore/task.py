@@ -12,17 +12,34 @@ __all__ = ["Run", "State", "Task"]
 class State(StrEnum):
     """Where a task is in its life.
 
+    Sessions let a task go on from one state to another so:
+
+    - NEW to SUBMITTED, UNKNOWN
+    - SUBMITTED to RUNNING, STOPPED, TERMINATED, UNKNOWN
+    - RUNNING to TERMINATING, TERMINATED, STOPPED, UNKNOWN
+    - STOPPED to SUBMITTED, RUNNING, TERMINATING, TERMINATED, UNKNOWN
+    - TERMINATING to TERMINATED, UNKNOWN
+    - UNKNOWN to SUBMITTED, RUNNING, STOPPED, TERMINATING, TERMINATED, UNKNOWN
+    - TERMINATED to none; ``SessionStore.redo`` makes it NEW
+
     >>> from sessionstore import State
     >>> State.NEW == "NEW"
     True
     """
 
+    #: Nobody has begun to work on it.
     NEW = "NEW"
+    #: Somebody has taken it, or some queue; its work is to begin.
     SUBMITTED = "SUBMITTED"
+    #: Its work is under way.
     RUNNING = "RUNNING"
+    #: Its work pauses until it is resumed.
     STOPPED = "STOPPED"
+    #: Its work has ended, and its results are being gathered.
     TERMINATING = "TERMINATING"
+    #: It is over, well or not: see ``Run.returncode``.
     TERMINATED = "TERMINATED"
+    #: Nobody knows what became of its work; it is to be tried again.
     UNKNOWN = "UNKNOWN"
 
 
@@ -30,7 +47,11 @@ class Run:
     """One task's execution: its state, and how it ended.
 
     ``returncode`` is encoded as by ``os.wait()``: the low byte is the signal that
-    ended the command (0 for none), the next one its exit code, as Unix keeps it.
+    ended the command (0 for none), the next one its exit code, as Unix keeps it.  So
+    an exit code goes in as ``code << 8``.  It is None before the end.
+
+    ``info`` is a text of the program's own, as in GC3Pie.  Sessions leave it alone: why
+    a transition was made is in the history.
     """
 
     def __init__(self, state: State | str = State.NEW) -> None:

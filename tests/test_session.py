@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -170,6 +171,14 @@ FOLLOWING = {
     "TERMINATED": "",
     "UNKNOWN": "SUBMITTED RUNNING STOPPED TERMINATING TERMINATED UNKNOWN",
 }
+
+
+def test_documentation_has_the_states_that_may_follow() -> None:
+    """``State`` lists them, for each state in a line."""
+    lines = re.findall(r"- ([A-Z]+) to ([A-Z, ]+)", State.__doc__ or "")
+    assert {old: new.replace(",", "").strip() for old, new in lines} == {
+        old: new for old, new in FOLLOWING.items() if new
+    }
 
 
 @pytest.mark.backends("sqlite")
