@@ -80,7 +80,9 @@ class FilesystemStore(Store):
 
     The constructor touches no file.
 
-    Raises ConfigurationError for a URL that names no folder of this host.
+    Raises ConfigurationError for a URL that names no folder of this host.  Any call
+    raises StoreUnavailableError while the disk is full or fails, and StoreError for
+    what else the system refuses.
 
     >>> from sessionstore import FilesystemStore, Task
     >>> store = FilesystemStore("tasks")
@@ -186,7 +188,8 @@ class FilesystemStore(Store):
 
         ``obj`` itself stays what and where it is.
 
-        Raises NotFoundError if there is no object with this ID.
+        Raises NotFoundError if there is no object with this ID, and EncodeError as
+        ``save`` does.
         """
         key = _key_of(id_)
         records = encode(

@@ -99,7 +99,7 @@ class SessionStore:
         return self.add_many([task])[0]
 
     def add_many(self, tasks: Iterable[Persistable]) -> Sequence[int]:
-        """Add objects in one transaction; return their IDs in order.  See ``add``."""
+        """``add`` objects in one transaction, and return their IDs in order."""
         return saving.save_graph(self._index, list(tasks), listed=True)[0]
 
     def save(self, task: Persistable) -> int:
@@ -114,7 +114,7 @@ class SessionStore:
         return self.save_many([task])[0]
 
     def save_many(self, tasks: Iterable[Persistable]) -> Sequence[int]:
-        """Save objects in one transaction; return their IDs in order.  See ``save``."""
+        """``save`` objects in one transaction, and return their IDs in order."""
         objects = list(tasks)
         for task in objects:
             if self._identities.known_id(saving.check_persistable(task)) is None:

@@ -59,7 +59,10 @@ class SqlStore(Store):
     The constructor touches no database.  A store may be used by any number of
     threads, and goes on working on both sides of a fork; see ``sessionstore.fork``.
 
-    Raises ConfigurationError for a URL or an option that cannot be used.
+    Raises ConfigurationError for a URL or an option that cannot be used.  Any call
+    raises StoreUnavailableError while the database is busy for longer than
+    ``busy_timeout`` or cannot be reached, SchemaError where the table does not fit, and
+    ForkError where a fork has left nothing to go on with.
 
     >>> from sessionstore import SqlStore, Task
     >>> store = SqlStore("sqlite:///tasks.db")
@@ -177,7 +180,7 @@ class SqlStore(Store):
         return self._objects.store([obj])[0]
 
     def save_many(self, objs: Iterable[object]) -> Sequence[int]:
-        """Write many objects in one transaction, and return their IDs in order."""
+        """``save`` objects in one transaction, and return their IDs in order."""
         objects = list(objs)
         return self._objects.store(objects) if objects else []
 
@@ -202,7 +205,7 @@ class SqlStore(Store):
 
         ``obj`` itself stays what and where it is.
 
-        Raises NotFoundError if there is no such row.
+        Raises NotFoundError if there is no such row, and EncodeError as ``save`` does.
         """
         self._objects.write_over(obj, key_of(id_))
 

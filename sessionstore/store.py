@@ -17,33 +17,49 @@ __all__ = ["Store", "make_store", "register"]
 
 
 class Store(ABC):
-    """Keeps objects under IDs."""
+    """Keeps objects under IDs.
+
+    For a store of your own, ``sessionstore.testing.contract`` tests what is promised.
+    """
 
     @abstractmethod
     def save(self, obj: object) -> int:
-        """Write an object, new or again, and return its ID."""
+        """Write an object, new or again, and return its ID.
+
+        Raises EncodeError if it cannot be stored.
+        """
 
     @abstractmethod
     def load(self, id_: object) -> Any:
-        """Return the object with this ID."""
+        """Return the object with this ID.
+
+        Raises NotFoundError if there is none, and DecodeError if there is one that
+        cannot be read.
+        """
 
     @abstractmethod
     def replace(self, id_: object, obj: object) -> None:
-        """Make the object with this ID a copy of ``obj``."""
+        """Make the object with this ID a copy of ``obj``.
+
+        Raises NotFoundError if there is none, and EncodeError as ``save`` does.
+        """
 
     @abstractmethod
     def remove(self, id_: object) -> None:
-        """Remove the object with this ID."""
+        """Remove the object with this ID.  Raises NotFoundError if there is none."""
 
     def list(self) -> Sequence[int]:
-        """Return the IDs of all objects; not every store can."""
+        """Return the IDs of all objects.
+
+        Raises NotImplementedError in a store that cannot.
+        """
         raise NotImplementedError(f"{type(self).__name__} cannot list its objects")
 
     def invalidate_cache(self) -> None:  # noqa: B027
         """Forget the live objects, so that ``load`` reads each anew."""
 
     def pre_fork(self) -> None:  # noqa: B027
-        """Get ready for a fork."""
+        """Get ready for a fork, or for what closes descriptors."""
 
     def post_fork(self) -> None:  # noqa: B027
         """Go on after a fork."""
@@ -66,6 +82,11 @@ _fallbacks: list[tuple[Callable[[str], bool], Callable[..., Any], Sequence[str]]
 
 def register(scheme: str, constructor: Callable[..., Any]) -> None:
     """Let ``make_store`` call ``constructor`` for URLs of this scheme.
+
+    It is given what ``make_store`` is given, and takes the place of any other for the
+    same scheme, the package's own too.
+
+    Raises ConfigurationError for what cannot be a scheme.
 
     >>> from sessionstore import make_store, register
     >>> register("memory", lambda uri, *args, **kw: dict())
@@ -95,6 +116,8 @@ def make_store(uri: str | os.PathLike[str] | Url | URL, *args: Any, **kw: Any) -
     The scheme up to its ``+`` decides: what was given to ``register``; ``file``, or
     no scheme at all, for a ``FilesystemStore``; what SQLAlchemy can load for an
     ``SqlStore``.
+
+    What comes after the URL is the constructor's.
 
     Raises ConfigurationError, naming the schemes known, for any other.
 

@@ -23,7 +23,10 @@ _UNPARSED = re.compile(r"(?s)(//[^:/@]*):.*@")
 class Url:
     """An immutable URL; a plain path is a ``file`` URL.
 
-    Neither ``repr`` nor ``str`` shows the password; ``geturl()`` gives the whole.
+    Neither ``repr`` nor ``str`` shows the password; ``geturl()`` gives the whole.  One
+    with a password does not get into a stored object: that is an EncodeError.
+
+    Raises ConfigurationError for what is no URL.
 
     >>> from sessionstore import Url
     >>> url = Url("postgresql://ann:s3cret@db.example:5432/jobs#table=t")

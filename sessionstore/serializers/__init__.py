@@ -1,18 +1,16 @@
 """Ways to turn objects into payloads, for a store's ``serializer=``.
 
-=========================== =================================================
-serializer                  what who can write to the database can do
-=========================== =================================================
-``PickleSerializer()``      run any code in the programs that read it
-``PickleSerializer(allow)`` make objects of the classes allowed, with any
-                            attributes
-``JsonSerializer(types)``   the same, and their ``__init__`` is not called
-``SignedSerializer``        put back an older payload, or another row's
-``EncryptedSerializer``     the same, and not read what is in it
-``CompressedSerializer``    what they can with the one inside
-=========================== =================================================
+What whoever can write to the database can do, where the payloads are made by
 
-A payload's first bytes tell what wrote it; ``serializers.envelope`` has their table.
+- ``PickleSerializer()``: run any code in the programs that read it;
+- ``PickleSerializer(allow=...)``: make objects of the classes allowed, with any
+  attributes;
+- ``JsonSerializer(types)``: the same, and their ``__init__`` is not called;
+- ``SignedSerializer``: put back an older payload, or another row's;
+- ``EncryptedSerializer``: the same, and not read what is in it;
+- ``CompressedSerializer``: what they can with the one inside.
+
+A payload's first bytes tell what wrote it; "The stored format" has their table.
 Each serializer reads its own payloads only, and says so by a DecodeError otherwise:
 a plain pickle passes for a signed one where ``allow_plain`` lets it.  The exception
 is ``CompressedSerializer``, which leaves small payloads as they are.

@@ -27,7 +27,8 @@ class EncryptedSerializer:
 
     The payload is a Fernet token.
 
-    Raises ConfigurationError if ``cryptography`` is not installed.
+    Raises ConfigurationError for what is no key, and if ``cryptography`` is not
+    installed.
     """
 
     def __init__(

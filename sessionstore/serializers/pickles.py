@@ -47,7 +47,9 @@ class _RenamingUnpickler(_Unpickler):
 
 
 class PickleSerializer:
-    """Python's pickle, as the seed of this project has it.
+    """Python's pickle, which stores use unless they are given something else.
+
+    ``protocol`` is that of ``pickle.dump``.
 
     Reading a pickle can run any code: whoever can write to the database can run
     code in the processes that read it.  With ``allow`` a pickle may only name the

@@ -30,6 +30,8 @@ class SignedSerializer:
     for which row, nor that it is the latest: who can write to the database can put an
     old payload back, or another row's.
 
+    Raises ConfigurationError for what is no key.
+
     The payload is header ``S``, what ``inner`` made, and 32 bytes of signature, over
     all that is before it.
 

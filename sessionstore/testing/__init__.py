@@ -2,10 +2,12 @@
 
 A pytest plugin brings the fixtures; it is there as soon as the package is installed:
 
-``session_store``      an empty ``SessionStore`` that no other test sees
-``session_store_url``  its URL, for a second store or another process
-``run_forked``         runs a function in a forked child, and returns its result
-``start_forked``       starts a forked child, to be waited for later
+- ``session_store``: an empty ``SessionStore`` that no other test sees;
+- ``session_store_url``: its URL, for a second store or another process;
+- ``run_forked(function, *args, timeout=60)``: runs a function in a forked child, and
+  returns its result, or raises what it raised;
+- ``start_forked(function, *args, timeout=60)``: starts a forked child, and returns its
+  ``Child``, which the test must wait for.
 
 Tests run on SQLite files, or on the database that ``--sessionstore-url`` or the
 environment's ``SESSIONSTORE_TEST_URL`` names; under xdist too.  The URL's database

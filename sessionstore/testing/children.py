@@ -27,7 +27,8 @@ class Child:
     """A forked process that runs one function, and leaves by ``os._exit``.
 
     So nothing of the test run is done twice: no fixture is torn down, no buffer
-    written and no report made in the child.
+    written and no report made in the child.  What the function returns must pickle.  A
+    child that is not done in ``timeout`` seconds is ended by ``wait``.
 
     >>> from sessionstore.testing import Child
     >>> child = Child(lambda: 6 * 7)
@@ -131,7 +132,7 @@ def run_forked(
 ) -> Any:
     """Run a function in a forked child, and return what it returned there.
 
-    ``timeout`` is in seconds.  The result must pickle.
+    ``timeout`` is in seconds, and what it returns must pickle.
 
     Raises what the function raised, and ChildError as ``Child.wait`` does.
 

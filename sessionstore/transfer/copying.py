@@ -57,6 +57,9 @@ def copy(
 ) -> Transfer:
     """Copy a store, or one ``session`` of it, to another database or table.
 
+    Either is a URL or an ``SqlStore``.  ``progress`` is called with what is being done,
+    with how many objects, and of how many, which is None where it is not known yet.
+
     A session may be given another name by ``rename``.  It comes with the objects that
     were written through it, which need not be all that they refer to.  With ``verify``
     all is read back and compared.
@@ -91,6 +94,8 @@ def export(
 ) -> Transfer:
     """Write a store, or one ``session`` of it, to an archive, a new file.
 
+    With ``verify`` the file is read back.  The other parameters are those of ``copy``.
+
     Raises ConfigurationError if the file is there already, or if there is no such
     session.
     """
@@ -121,7 +126,7 @@ def import_archive(
     verify: bool = False,
     progress: Progress = silent,
 ) -> Transfer:
-    """Read an archive into a store.
+    """Read an archive into a store.  The parameters are those of ``copy``.
 
     Raises ArchiveError, with nothing changed, for a file that is no archive, or not a
     whole one, or one of a newer release; and what ``copy`` raises.

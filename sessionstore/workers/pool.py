@@ -97,9 +97,10 @@ class WorkerPool:
     writes the worker into its attribute ``worker``, which is saved with the first
     transition, so make that one before the work begins.
 
-    ``size``, ``lease`` and ``max_attempts`` are as for ``SessionStore.claim``, and may
-    be changed at any time, for the tasks to come.  ``initializer`` is called in each
-    worker first, for instance to close a descriptor that the parent alone is to have.
+    ``size`` is the number of workers; ``lease``, in seconds, and ``max_attempts`` are
+    as for ``SessionStore.claim``.  All may be changed at any time, for the tasks to
+    come.  ``initializer`` is called in each worker first, for instance to close a
+    descriptor that the parent alone is to have.
 
     >>> from sessionstore import SessionStore, Task
     >>> from sessionstore.workers import WorkerPool
@@ -186,10 +187,11 @@ class WorkerPool:
                 break
 
     def wait(self, timeout: float) -> bool:
-        """Wait as ``SessionStore.wait`` does, and have the next step hear of requests.
+        """Wait as ``SessionStore.wait`` does, ``timeout`` seconds at most.
 
-        It ends at once when a worker has ended, if the main thread calls it and the
-        program has a handler for SIGCHLD.
+        The next step then hears of requests that have come.  It ends at once when a
+        worker has ended, if the main thread calls it and the program has a handler for
+        SIGCHLD.
         """
         has_changed = self._session.wait(timeout)
         if has_changed:
