@@ -112,6 +112,8 @@ def _convert(name: str, value: object, kind: Any, where: str) -> object:
         # In a file 2.5 is no number of workers, and true neither.
         if not isinstance(value, str) and (found != value or value is True):
             raise ValueError
+        if "\0" in str(found):  # as no file's name can have, and no session's
+            raise ValueError
         if name in LEAST and not LEAST[name] <= found <= 1_000_000:
             raise ValueError
     except (TypeError, ValueError, OverflowError):
@@ -127,7 +129,7 @@ def _convert(name: str, value: object, kind: Any, where: str) -> object:
 def _read(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(_text(path))
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # one has 5,000 digits, say
         raise SettingsError(f"{path} is no TOML: {error}") from error
 
 

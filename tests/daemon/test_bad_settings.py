@@ -33,6 +33,9 @@ FILES = [
     ("spool = 7", "spool cannot be 7", "text"),
     ("store = ['x://u:s3cret@h/d']", "store cannot be that", "text"),
     ("workers = 3 4", "no TOML", "line 1"),
+    (f"workers = {'9' * 5000}", "no TOML", "4300 digits"),
+    (f"workers = {'[' * 5000}", "no TOML", "recursion"),
+    ('spool = "a\\u0000b"', r"spool cannot be 'a\x00b'", "text"),
     ("name = '\udcff'", "not in UTF-8", "invalid"),
 ]
 
