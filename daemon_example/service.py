@@ -6,6 +6,7 @@ import logging
 import logging.handlers
 import os
 import signal
+import sys
 from argparse import Namespace
 from collections.abc import Callable
 from contextlib import suppress
@@ -37,6 +38,7 @@ def run(options: Namespace) -> int:
 
 def start(options: Namespace) -> int:
     """Work detached; return when the daemon is ready, or say why it is not."""
+    open_what_is_closed()
     found = load(options)
     Spool(found.spool)
     lock = instance.lock(found.spool)
@@ -50,6 +52,14 @@ def start(options: Namespace) -> int:
         raise UserError(f"the daemon did not start: {said}")
     print(f"the daemon works on {found.spool}")
     return 0
+
+
+def open_what_is_closed() -> None:
+    """Have all of stdin, stdout and stderr, which cron jobs and others may close."""
+    # Else the lock or the database gets their numbers, and Python has None for them.
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
 
 
 def detach(options: Namespace, found: Settings, lock: int, pipe: IO[str]) -> NoReturn:

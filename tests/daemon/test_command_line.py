@@ -135,6 +135,14 @@ def test_start_tells_why_it_failed(cli: Cli) -> None:
     assert "s3cret" not in said + (cli.spool / "daemon.log").read_text()
 
 
+def test_daemon_starts_where_nothing_is_open(cli: Cli) -> None:
+    """Its lock is no number that is laid over with stdin, and a job sees its own."""
+    closing = ["sh", "-c", '"$@" <&- >&- 2>&-', "sh", sys.executable, *cli.program]
+    subprocess.run([*closing, "start"], env=cli.environment, check=True, timeout=60)
+    assert f"PID {cli.pid()}" in cli("start", status=1)
+    cli("stop")
+
+
 @pytest.mark.parametrize("content", ["", "torn", "1 2 3", "-1 0.0", "9" * 30 + " 1"])
 def test_stale_pid_file_is_nobodys(cli: Cli, content: str) -> None:
     """Whatever a file says, only a daemon that runs is stopped, and one can start."""
