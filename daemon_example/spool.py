@@ -9,7 +9,10 @@ import tomllib
 from pathlib import Path
 
 from daemon_example.settings import SettingsError
-from sessionstore import SessionStore, Task
+from sessionstore import SessionStore, StoreError, Task
+
+#: Bytes of a job that may be too much for a database.
+LARGE = 2**20
 
 
 class Spool:
@@ -57,14 +60,25 @@ class Spool:
         try:
             task = read_job(path)
         except (OSError, ValueError, RecursionError) as error:
-            bad = self.folder / "bad" / path.name
-            reason = f"{path.name}: {error}\n".encode(errors="backslashreplace")
-            bad.with_suffix(".reason").write_bytes(reason)
-            path.rename(bad)
+            self._set_aside(path, error)
             return
         task.spool_file = path.name
-        session.add(task)
+        try:
+            session.add(task)
+        except StoreError as error:
+            # A large job may be more than the database takes at once (MariaDB's
+            # max_allowed_packet), today and tomorrow.
+            if type(error) is not StoreError or path.stat().st_size < LARGE:
+                raise
+            self._set_aside(path, error)
+            return
         path.rename(self.folder / "done" / path.name)
+
+    def _set_aside(self, path: Path, why: Exception) -> None:
+        bad = self.folder / "bad" / path.name
+        reason = f"{path.name}: {why}\n".encode(errors="backslashreplace")
+        bad.with_suffix(".reason").write_bytes(reason)
+        path.rename(bad)
 
     def output(self, id_: int) -> Path:
         """Return where a task's command writes."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from daemon_example.spool import Spool
-from sessionstore import SessionStore, State
+from sessionstore import SessionStore, State, StoreError, Task
 from tests.daemon.conftest import Cli, until
 
 BAD = {
@@ -103,3 +103,23 @@ def test_file_becomes_a_task_that_runs(cli: Cli) -> None:
     session = cli.session()
     until(lambda: session.counts() == {State.TERMINATED: 1})
     assert "from a file" in cli("list")
+
+
+def test_job_that_the_database_cannot_take_is_set_aside(
+    spool: Spool, session: SessionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It keeps no other job waiting, and no daemon from starting again."""
+    add = session.add
+
+    def add_small(task: Task) -> int:
+        if len(task.command) > 1:
+            raise StoreError("more than the max_allowed_packet")
+        return add(task)
+
+    monkeypatch.setattr(session, "add", add_small)
+    put(spool, "large.toml", b'command = ["true", "%s"]' % (b"x" * 2**20))
+    put(spool, "small.toml", b'command = ["true"]')
+    spool.take(session)
+    assert len(session) == 1
+    [bad] = (spool.folder / "bad").glob("*.toml")
+    assert "max_allowed_packet" in bad.with_suffix(".reason").read_text()
