@@ -92,6 +92,8 @@ class Claim:
     _session: Owner = field(repr=False, compare=False)
     _revision: int = field(repr=False, compare=False)
     _task: Any = field(default=None, repr=False, compare=False)
+    #: What was requested before, when nobody could hear of it.
+    _request: str | None = field(default=None, repr=False, compare=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
         values = (self.id, self.token, self.attempts, self.lease_expires_at, self.lease)
@@ -288,6 +290,7 @@ def take(
         lease / 1e6,
         session,
         revision,
+        _request=job.request,
     )
     scope = index.database.scope
     assert scope is not None

@@ -173,9 +173,7 @@ class WorkerPool:
             )
         self._send_signals()
         self._reap()
-        while self._endings:
-            self._record(self._endings[0])
-            del self._endings[0]
+        self._record_all()
         for worker in self._workers:
             if worker.renew_at <= time.monotonic():
                 self._renew(worker)
@@ -251,6 +249,11 @@ class WorkerPool:
             else:  # for who recovers it, when it is over or the lease is
                 log.error("task %d: its command does not end", worker.claim.id)
 
+    def _record_all(self) -> None:
+        while self._endings:
+            self._record(self._endings[0])
+            del self._endings[0]
+
     def _record(self, ending: Ending) -> None:
         claim = ending.claim
         try:
@@ -309,6 +312,10 @@ class WorkerPool:
         claims = self._session.claim(lease=self.lease, max_attempts=self.max_attempts)
         for claim in claims:
             self._pid = os.getpid()
+            if claim._request == "cancel":
+                self._endings.append(Ending(claim, "cancelled", is_cancelled=True))
+                self._record_all()
+                continue
             try:
                 worker = Worker(claim, now)
                 worker.renewed(now)

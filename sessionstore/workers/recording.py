@@ -10,7 +10,7 @@ import signal
 from dataclasses import replace
 
 from sessionstore.claims import Claim
-from sessionstore.jobs import check_holder
+from sessionstore.jobs import Job, check_holder
 from sessionstore.session import SessionStore
 from sessionstore.task import State
 
@@ -23,14 +23,16 @@ def settle(session: SessionStore, claim: Claim) -> bool:
     One that it has made STOPPED stays so, and is given back.
     """
     with session.transaction():
-        state = _state(session, claim)
-        if state is State.STOPPED:
+        job = _job(session, claim)
+        if job is None:
+            return False
+        if job.state == State.STOPPED:
             claim.release()
-        elif state is not None:
-            if state is State.NEW:
-                claim.transition(State.SUBMITTED)
-            claim.transition(State.TERMINATED, returncode=0, info="returned")
-    return state is not None
+            return True
+        if job.state == State.NEW:
+            claim.transition(State.SUBMITTED)
+        claim.transition(State.TERMINATED, returncode=0, info="returned")
+    return True
 
 
 def give_back(session: SessionStore, claim: Claim, why: str) -> bool:
@@ -41,34 +43,40 @@ def give_back(session: SessionStore, claim: Claim, why: str) -> bool:
     # What the work has left in the object is not to be saved.
     untouched = replace(claim, _task=None)
     with session.transaction():
-        state = _state(session, claim)
-        if state is State.NEW or state is State.UNKNOWN:
+        job = _job(session, claim)
+        if job is None:
+            return False
+        if job.request == "cancel":
+            # The work has failed before anybody could obey; a release forgets that.
+            untouched.transition(State.UNKNOWN, info=why)
+            return cancel(session, untouched)
+        if job.state in (State.NEW, State.UNKNOWN):
             # A release leaves these as they are, without a word in the history.
             untouched.transition(State.UNKNOWN, info=why)
-        if state is not None:
-            untouched.release(why)
-    return state is not None
+        untouched.release(why)
+    return True
 
 
 def cancel(session: SessionStore, claim: Claim) -> bool:
     """Record that the task was cancelled."""
     with session.transaction():
-        state = _state(session, claim)
-        if state is State.NEW:
+        job = _job(session, claim)
+        if job is None:
+            return False
+        if job.state == State.NEW:
             # From where there is no way to TERMINATED.
             claim.transition(State.UNKNOWN, info="cancelled")
-        if state is not None:
-            killed = int(signal.SIGKILL)
-            claim.transition(State.TERMINATED, info="cancelled", returncode=killed)
-    return state is not None
+        killed = int(signal.SIGKILL)
+        claim.transition(State.TERMINATED, info="cancelled", returncode=killed)
+    return True
 
 
-def _state(session: SessionStore, claim: Claim) -> State | None:
-    """Return the state of a task that is held, None if the claim was ended by us."""
+def _job(session: SessionStore, claim: Claim) -> Job | None:
+    """Return the row of a task that is held, None if the claim was ended by us."""
     index = session._index
     with claim._held():
         job = index.database.write(lambda kept: index.job(kept, claim.id))
     if job.holder is None and job.token == claim.token:
         return None
     check_holder(job, claim.token)
-    return State(job.state)
+    return job
