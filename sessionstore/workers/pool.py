@@ -174,15 +174,15 @@ class WorkerPool:
         self._send_signals()
         self._reap()
         self._record_all()
-        for worker in self._workers:
-            if worker.renew_at <= time.monotonic():
-                self._renew(worker)
+        self._renew_all()
         if self._recover_at <= time.monotonic():
             self._recover()
             self._recover_at = time.monotonic() + RECOVERY
         while not self.is_stopping and len(self._workers) < self.size:
             if not self._start():
                 break
+            # With many to start, the first ones' leases may be due before the last.
+            self._renew_all()
 
     def wait(self, timeout: float) -> bool:
         """Wait as ``SessionStore.wait`` does, ``timeout`` seconds at most.
@@ -265,6 +265,11 @@ class WorkerPool:
                 log.warning("task %d: %s", claim.id, ending.why)
         except LeaseLostError as error:
             log.info("%s; %s", ending.why, error)
+
+    def _renew_all(self) -> None:
+        for worker in self._workers:
+            if worker.renew_at <= time.monotonic():
+                self._renew(worker)
 
     def _renew(self, worker: Worker) -> None:
         now = time.monotonic()
