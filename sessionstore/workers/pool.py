@@ -32,6 +32,8 @@ SOON = 1.0
 RECOVERY = 1.0
 #: Seconds from SIGTERM to SIGKILL, when a pool is stopped.
 FIRM = 5.0
+#: What a fork is not interrupted by.
+ALL = signal.valid_signals()
 #: The part of a lease after which its work has to end if it was not renewed.
 PART = 0.9
 
@@ -325,16 +327,26 @@ class WorkerPool:
                 worker = Worker(claim, now)
                 worker.renewed(now)
                 flush()
-                worker.pid = os.fork()
+                self._fork(worker)
             except OSError as error:
                 why = f"no worker could be forked: {error}"
                 self._endings.append(Ending(claim, why))
                 raise
-            if worker.pid == 0:
-                deadline, work = worker.deadline, self._work
-                be(self._session, claim, deadline, work, self._initializer)
-            self._workers.append(worker)
         return bool(claims)
+
+    def _fork(self, worker: Worker) -> None:
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+        try:
+            # A handler of the program's may raise: in the child before ``be`` is ready
+            # for it, here before the worker is known.
+            signal.pthread_sigmask(signal.SIG_BLOCK, ALL)
+            worker.pid = os.fork()
+            if worker.pid == 0:
+                claim, deadline = worker.claim, worker.deadline
+                be(self._session, claim, deadline, self._work, self._initializer)
+            self._workers.append(worker)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _reap(pid: int) -> str:

@@ -28,6 +28,17 @@ log = logging.getLogger(__name__)
 
 Work = Callable[[Claim], object]
 
+#: What a terminal sends to the pool's group, and what stops a service: the pool's to
+#: act on.  A worker that has given its group to its command is in the pool's, and goes
+#: on with its deadline though the pool stands still.
+POOLS_SIGNALS = (
+    signal.SIGTERM,
+    signal.SIGINT,
+    signal.SIGHUP,
+    signal.SIGQUIT,
+    signal.SIGTSTP,
+)
+
 
 def be(
     session: SessionStore,
@@ -77,9 +88,11 @@ def _set_apart() -> None:
         fcntl.ioctl(terminal, termios.TIOCNOTTY)
     # Whoever ignores it does not learn how a command has ended.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        # The pool's to act on.  A handler, not SIG_IGN, which a command would inherit.
+    for number in POOLS_SIGNALS:
+        # A handler, not SIG_IGN, which a command would inherit.
         signal.signal(number, lambda *_: None)
+    # Nor is a command to inherit what the pool blocks; and the deadline is a signal.
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
 
 
 def _do(session: SessionStore, claim: Claim, deadline: Deadline, work: Work) -> None:
