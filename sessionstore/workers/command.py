@@ -43,6 +43,9 @@ def run_command(
     worker's goes; its name becomes the task's ``output``.  ``environment`` is the
     command's whole environment, by default the worker's own.
 
+    What has to be done before is begun by ``claim.save()``, which has the task say who
+    works on it as a transition would.
+
     Raises LeaseLostError if the task is another's by now, and ForkError anywhere but
     in a pool's worker.
     """

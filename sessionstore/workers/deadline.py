@@ -53,9 +53,8 @@ class Deadline:
 
     def enforce(self) -> None:
         """End this process and its group when the deadline has come, from now on."""
-        self._shared[1] = 1
         signal.signal(signal.SIGALRM, lambda *_: self._look())
-        self._set_timer()
+        self._begin()
 
     def lift(self) -> None:
         """Have no deadline any more."""
@@ -72,11 +71,16 @@ class Deadline:
         try:
             yield
         finally:
-            self.enforce()
+            # The handler is there; from a thread it could not be set.
+            self._begin()
 
     def meet(self) -> None:
         """Say that nothing is left to be recorded."""
         self._shared[2] = 1
+
+    def _begin(self) -> None:
+        self._shared[1] = 1
+        self._set_timer()
 
     def _set_timer(self) -> None:
         # 0 would switch it off.

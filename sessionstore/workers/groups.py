@@ -16,7 +16,7 @@ import psutil
 
 from sessionstore.holder import Holder
 
-__all__ = ["end_group", "has_ended", "mark", "signal_group"]
+__all__ = ["end_group", "end_others", "has_ended", "mark", "signal_group"]
 
 #: Seconds that a group which was killed gets to be gone.
 PATIENCE = 1.0
@@ -46,6 +46,20 @@ def end_group(task: object) -> None:
         os.killpg(leader.pid, signal.SIGKILL)
         if not has_ended(leader.pid):
             raise TimeoutError(f"process group {leader.pid} does not end")
+
+
+def end_others() -> bool:
+    """End what this worker has started, in its group; say whether it has ended."""
+    me = os.getpid()
+    patience = time.monotonic() + PATIENCE
+    while others := [p for p in psutil.pids() if p != me and _is_in(me, p)]:
+        if time.monotonic() > patience:
+            return False
+        for pid in others:
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.005)
+    return True
 
 
 def signal_group(group: int, number: signal.Signals) -> None:

@@ -85,10 +85,14 @@ class WorkerPool:
       gave back by ``claim.release()``, stays as it is.
     - When it raises, or its process dies, the task becomes UNKNOWN with the reason in
       its history, what it had not saved is dropped, and the task is tried again, up to
-      ``max_attempts`` times in all.
+      ``max_attempts`` times in all.  What it has started in its process group is ended
+      before.  To leave a transaction open is a failure too.
     - After LeaseLostError nothing is recorded: the task is another holder's.
     - A task that cannot be read (DecodeError) is not worked on.  It becomes TERMINATED
       with the reason; its object stays, and ``redo`` makes it NEW.
+    - A process that it forks ends where the work does, and records nothing.
+    - What it does when it has ended its task is under no lease any more, and is ended
+      at the next renewal.
 
     The pool renews each lease, ``lease`` seconds long.  The work, with all that it has
     started in its process group, is ended before a lease ends that could not be
@@ -160,7 +164,8 @@ class WorkerPool:
 
         Workers that have ended are reaped, and signals of a stop are sent, whatever
         becomes of the database.  After an error the next call goes on where this one
-        failed, and nothing is lost meanwhile.
+        failed, and nothing is lost meanwhile.  It is no signal handler's to call, which
+        could interrupt it.
 
         Raises StoreUnavailableError if the database is away, ConflictError if others
         were too quick for it, OSError if no worker can be forked: wait, and call it

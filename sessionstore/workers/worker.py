@@ -9,12 +9,12 @@ import signal
 import sys
 import termios
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 from sessionstore.claims import Claim
-from sessionstore.errors import DecodeError, LeaseLostError
+from sessionstore.errors import DecodeError, LeaseLostError, StoreError
 from sessionstore.session import SessionStore
 from sessionstore.task import State
 from sessionstore.workers import groups, here, recording
@@ -59,11 +59,15 @@ def be(
                 initializer()
             _do(session, claim, deadline, work)
         except BaseException as error:
-            if not isinstance(error, LeaseLostError) or error.id != claim.id:
-                _give_back(session, claim, error)
-            else:
+            if isinstance(error, LeaseLostError) and error.id == claim.id:
                 # What becomes of the task is for its new holder to record.
                 log.info("%s", error)
+            elif _is_in_transaction(session) or not groups.end_others():
+                # Nothing can be committed, or what the work has started goes on: it
+                # is the pool's to record, when this process has ended.
+                raise
+            else:
+                _give_back(session, claim, error)
         deadline.meet()
         status = 0
     except BaseException:
@@ -105,18 +109,46 @@ def _do(session: SessionStore, claim: Claim, deadline: Deadline, work: Work) -> 
     groups.mark(task)
     deadline.enforce()
     try:
-        work(claim)
+        with _forked_ones_leave():
+            work(claim)
     finally:
         # The rest is writing, which is refused if the task is another's.
         deadline.lift()
+    if _is_in_transaction(session):
+        raise StoreError("the work has left a transaction open, which is rolled back")
     state = getattr(getattr(task, "execution", None), "state", None)
-    if state is not State.TERMINATED:
+    # Changed, it may be a state that the work has set and not saved.
+    if state is not State.TERMINATED or task.changed:
         patiently(lambda: recording.settle(session, claim))
+
+
+@contextmanager
+def _forked_ones_leave() -> Iterator[None]:
+    """Have a process that the block forks end with it: to record is the worker's."""
+    code = 0
+    try:
+        yield
+    except BaseException as error:
+        if here.worker() is not None:
+            raise
+        if isinstance(error, SystemExit):
+            code = error.code if isinstance(error.code, int) else bool(error.code)
+        else:
+            log.error("a process that the work has forked failed", exc_info=error)
+            code = 1
+    if here.worker() is None:
+        flush()
+        os._exit(code & 0xFF)
+
+
+def _is_in_transaction(session: SessionStore) -> bool:
+    return session._index.database.scope is not None
 
 
 def _give_back(session: SessionStore, claim: Claim, error: BaseException) -> None:
     log.error("the work on task %d failed", claim.id, exc_info=error)
-    what = traceback.format_exception_only(error)[-1].strip()
+    # With its notes, which are the last lines.
+    what = "".join(traceback.format_exception_only(error)).strip()
     why = f"its worker {os.getpid()} raised {what}"
     with suppress(LeaseLostError):
         patiently(lambda: recording.give_back(session, claim, why))
