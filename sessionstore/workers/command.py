@@ -17,7 +17,7 @@ from sessionstore.task import State
 from sessionstore.workers import here
 from sessionstore.workers.patience import patiently
 
-__all__ = ["cannot_run", "ending", "run_command"]
+__all__ = ["cannot_run", "how_it_ended", "run_command"]
 
 #: As os.wait() has the exit code that shells give to what they cannot run.
 CANNOT_RUN = 127 << 8
@@ -49,21 +49,21 @@ def run_command(
     Raises LeaseLostError if the task is another's by now, and ForkError anywhere but
     in a pool's worker.
     """
-    me = here.worker()
-    if me is None or me.claim.id != claim.id:
+    ours = here.assignment()
+    if ours is None or ours.claim.id != claim.id:
         raise ForkError("a command is run by a WorkerPool's worker, with its claim")
     if not is_command(command):
-        patiently(lambda: cannot_run(me.session, claim, "it has no command"))
+        patiently(lambda: cannot_run(ours.session, claim, "it has no command"))
         return CANNOT_RUN
     if output is not None:
         claim.task.output = str(output)
-    patiently(lambda: _record(me.session, claim, State.SUBMITTED, State.RUNNING))
-    status, info = _run(me, command, output, environment)
+    patiently(lambda: _record(ours.session, claim, State.SUBMITTED, State.RUNNING))
+    status, info = _run(ours, command, output, environment)
     # The rest is writing, which is refused if the task is another's.
-    me.deadline.lift()
+    ours.deadline.lift()
     ended = {"returncode": status, "info": info}
     ways = (State.TERMINATING, State.TERMINATED)
-    patiently(lambda: _record(me.session, claim, *ways, **ended))
+    patiently(lambda: _record(ours.session, claim, *ways, **ended))
     return status
 
 
@@ -82,7 +82,7 @@ def cannot_run(session: SessionStore, claim: Claim, why: str) -> None:
     _record(session, claim, State.SUBMITTED, State.TERMINATED, **ended)
 
 
-def ending(code: int) -> str:
+def how_it_ended(code: int) -> str:
     """Return in words how a process ended; a negative code is a signal's."""
     if code >= 0:
         return f"exited with {code}"
@@ -99,7 +99,7 @@ def _record(
 
 
 def _run(
-    me: here.Worker,
+    ours: here.Assignment,
     command: list[str],
     output: str | Path | None,
     environment: Mapping[str, str] | None,
@@ -120,8 +120,8 @@ def _run(
         # The command alone has the group now, so that to stop or end it does not hit
         # us while we write to the database.  (Without a pool it stays ours.)
         with suppress(PermissionError):
-            os.setpgid(0, me.pools_group)
+            os.setpgid(0, ours.pools_group)
         code = process.wait()
     except (OSError, ValueError) as error:
         return CANNOT_RUN, f"cannot be run: {error}"
-    return (code << 8 if code >= 0 else -code), ending(code)
+    return (code << 8 if code >= 0 else -code), how_it_ended(code)

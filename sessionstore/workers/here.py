@@ -1,4 +1,4 @@
-"""Which worker this process is, if it is one."""
+"""What this process has to work on, if it is a worker."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from sessionstore.claims import Claim
 from sessionstore.session import SessionStore
 from sessionstore.workers.deadline import Deadline
 
-__all__ = ["Worker", "deadline_lifted", "enter", "worker"]
+__all__ = ["Assignment", "assignment", "deadline_lifted", "enter"]
 
 
 @dataclass(frozen=True, slots=True)
-class Worker:
+class Assignment:
     """What a forked worker has from its pool."""
 
     pid: int
@@ -25,22 +25,23 @@ class Worker:
     pools_group: int
 
 
-_worker: Worker | None = None
+_assignment: Assignment | None = None
 
 
-def enter(worker: Worker) -> None:
-    """Be this worker, for as long as the process lives."""
-    global _worker
-    _worker = worker
+def enter(assignment: Assignment) -> None:
+    """Be the worker that has this, for as long as the process lives."""
+    global _assignment
+    _assignment = assignment
 
 
-def worker() -> Worker | None:
-    """Return which worker this process is, None if it is none."""
+def assignment() -> Assignment | None:
+    """Return what this process has from its pool, None if it is no worker."""
+    ours = _assignment
     # What a worker has forked itself is none.
-    return _worker if _worker is not None and _worker.pid == os.getpid() else None
+    return ours if ours is not None and ours.pid == os.getpid() else None
 
 
 def deadline_lifted() -> AbstractContextManager[None]:
     """Lift the deadline in the block, if this process has one."""
-    me = worker()
-    return nullcontext() if me is None else me.deadline.lifted()
+    ours = assignment()
+    return nullcontext() if ours is None else ours.deadline.lifted()

@@ -17,7 +17,7 @@ from sessionstore.errors import ConflictError, ForkError, LeaseLostError, StoreE
 from sessionstore.session import SessionStore
 from sessionstore.task import State
 from sessionstore.workers import recording
-from sessionstore.workers.command import ending
+from sessionstore.workers.command import how_it_ended
 from sessionstore.workers.deadline import Deadline
 from sessionstore.workers.groups import end_group, has_ended, signal_group
 from sessionstore.workers.worker import Work, be, flush
@@ -245,7 +245,7 @@ class WorkerPool:
             # Until it is reaped, nobody else can have its number.
             signal_group(pid, signal.SIGKILL)
             is_over = worker.deadline.is_met or has_ended(pid)
-            how = _reap(pid)
+            how = _waited_for(pid)
             self._workers.remove(worker)
             if worker.deadline.is_met:
                 continue
@@ -354,9 +354,9 @@ class WorkerPool:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def _reap(pid: int) -> str:
+def _waited_for(pid: int) -> str:
     """Wait for a worker that has ended, and return in words how."""
     try:
-        return ending(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        return how_it_ended(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
     except ChildProcessError:
         return "ended, and somebody else was told how"

@@ -53,7 +53,7 @@ def be(
         signal.set_wakeup_fd(-1)
         pools_group = os.getpgrp()
         _set_apart()
-        here.enter(here.Worker(os.getpid(), session, claim, deadline, pools_group))
+        here.enter(here.Assignment(os.getpid(), session, claim, deadline, pools_group))
         try:
             if initializer is not None:
                 initializer()

@@ -151,7 +151,7 @@ def test_result_is_kept_while_the_database_is_away(
 
     def work(claim: Claim) -> None:
         begin(claim)
-        me = here.worker()
+        me = here.assignment()
         assert me is not None
 
         def end() -> None:
