@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sessionstore.cli.progress import Waiting
+from sessionstore.cli.progress import Bar
 
 __all__ = ["STYLES", "Output", "Row", "complain", "duration", "visible"]
 
@@ -178,8 +178,8 @@ class Output:
         if self.as_json or not sys.stderr.isatty():
             yield lambda number=1: None
             return
-        with Waiting(label, total) as waiting:
-            yield waiting.step
+        with Bar(label, total) as bar:
+            yield bar.step
 
 
 def end_quietly() -> int:

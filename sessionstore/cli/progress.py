@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-__all__ = ["Waiting"]
+__all__ = ["Bar"]
 
 #: Seconds after which whoever waits is shown how far it is.
 PATIENCE = 1.0
 
 
-class Waiting:
+class Bar:
     """A block in which something is done, step by step or, without a total, at once.
 
     The bar goes to standard error, and is gone at the block's end.
@@ -33,7 +33,7 @@ class Waiting:
         self._timer = threading.Timer(PATIENCE, self._show)
         self._timer.daemon = True
 
-    def __enter__(self) -> Waiting:
+    def __enter__(self) -> Bar:
         self._timer.start()
         return self
 
