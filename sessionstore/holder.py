@@ -12,6 +12,8 @@ __all__ = ["MAX_HOLDER", "Holder"]
 #: As many characters as the column has.
 MAX_HOLDER = 255
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+#: When a process started that is another user's, where those cannot be looked at.
+_HIDDEN = -1
 
 
 class Holder(NamedTuple):
@@ -65,7 +67,7 @@ class Holder(NamedTuple):
         if self.pid_namespace != here.pid_namespace:
             return False
         there = _started(self.pid)
-        return there != self.started and there != UNKNOWN
+        return there != self.started and there != _HIDDEN
 
     def had_its_pid_last(self) -> bool:
         """Say whether no later process than this one has its PID, or may have it.
@@ -79,8 +81,6 @@ class Holder(NamedTuple):
         return _started(self.pid, even_a_zombie=True) in (self.started, None)
 
 
-#: When a process started that is another user's, where those cannot be looked at.
-UNKNOWN = -1
 _current: Holder | None = None
 
 
@@ -100,7 +100,7 @@ def _started(pid: int, *, even_a_zombie: bool = False) -> int | None:
         stat = Path(f"/proc/{pid}/stat").read_bytes()
     except (FileNotFoundError, ProcessLookupError):
         # With the mount option hidepid another user's process seems not to be there.
-        return UNKNOWN if _exists(pid) else None
+        return _HIDDEN if _exists(pid) else None
     # proc_pid_stat(5).  The second field is the program's name, in parentheses, and
     # may have spaces and parentheses of its own.
     fields = stat[stat.rindex(b")") + 1 :].split()

@@ -206,11 +206,6 @@ class Schema:
         # It stands between quotes in a statement, and a table's name may hold any.
         return hashlib.sha256(self.name.encode()).hexdigest()[:32]
 
-    @property
-    def side_tables(self) -> list[Table]:
-        """The tables that migrations make."""
-        return [self.sessions, self.jobs, self.transitions, self.ids]
-
     @staticmethod
     def hint(index: str) -> str:
         """Return what MySQL and MariaDB are told so that they use an index."""

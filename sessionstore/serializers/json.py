@@ -181,7 +181,6 @@ class _Reader:
     def __init__(
         self, persistent_load: Callable[[Any], object], allowed: Allowed
     ) -> None:
-        self._persistent_load = persistent_load
         self._allowed = allowed
         self._ways: dict[str, Callable[[Any], Any]] = {
             "$object": self._object,
