@@ -22,12 +22,13 @@ from sessionstore.errors import (
     SessionStoreError,
     TransitionError,
 )
-from sessionstore.history import Transition, instant, states_from
+from sessionstore.history import Transition, instant
 from sessionstore.holder import Holder
 from sessionstore.index import Index
 from sessionstore.jobs import FREE, Job, check_holder
 from sessionstore.kept import KeptConnection
 from sessionstore.saving import Move, save_graph
+from sessionstore.states import states_from
 from sessionstore.task import State
 from sessionstore.transitions import move_job, move_task, record
 

@@ -1,11 +1,11 @@
-"""States and how they may follow each other, and the record of how they did."""
+"""The record of what state each job was in, and when."""
 
 from __future__ import annotations
 
 import os
 import re
 import socket
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -13,38 +13,15 @@ from typing import Any
 from sqlalchemy import bindparam, delete, insert, select
 
 from sessionstore.database import Database
-from sessionstore.errors import TransitionError
 from sessionstore.kept import KeptConnection
 from sessionstore.schema import MAX_INFO, MAX_NAME, Schema
 from sessionstore.statements import ByIds, Statement
 from sessionstore.task import State
 
-__all__ = ["History", "Transition", "check_transition", "clean", "instant"]
+__all__ = ["History", "Transition", "clean", "instant"]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _REFUSED = re.compile("[\0\ud800-\udfff]")
-_ANY = frozenset(State)
-_LEGAL: dict[State, frozenset[State]] = {
-    State.NEW: frozenset({State.SUBMITTED, State.UNKNOWN}),
-    State.SUBMITTED: frozenset(
-        {State.RUNNING, State.STOPPED, State.TERMINATED, State.UNKNOWN}
-    ),
-    State.RUNNING: frozenset(
-        {State.TERMINATING, State.TERMINATED, State.STOPPED, State.UNKNOWN}
-    ),
-    State.STOPPED: frozenset(
-        {
-            State.SUBMITTED,
-            State.RUNNING,
-            State.TERMINATING,
-            State.TERMINATED,
-            State.UNKNOWN,
-        }
-    ),
-    State.TERMINATING: frozenset({State.TERMINATED, State.UNKNOWN}),
-    State.TERMINATED: frozenset(),
-    State.UNKNOWN: _ANY - {State.NEW},
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,39 +41,6 @@ class Transition:
     #: Which process made it.
     host: str
     pid: int
-
-
-def check_transition(id_: int, old: str, new: State) -> None:
-    """Raise TransitionError unless a job may go from ``old`` to ``new``."""
-    legal = _LEGAL.get(State(old), frozenset()) if old in _LEGAL else _ANY
-    if new not in legal:
-        allowed = ", ".join(sorted(legal)) or "no other but by redo()"
-        raise TransitionError(
-            f"task {id_} cannot go from {old} to {new}; from {old} it may go to "
-            f"{allowed}",
-            id=id_,
-        )
-
-
-def state_from(value: State | str, id_: object = None) -> State:
-    """Return a State, or raise TransitionError naming those that there are."""
-    try:
-        return State(value)
-    except ValueError:
-        raise TransitionError(
-            f"there is no state {str(value)!r}; there are {', '.join(State)}", id=id_
-        ) from None
-
-
-def states_from(
-    values: State | str | Collection[State | str] | None,
-) -> Collection[State] | None:
-    """Return States, in the order given, or None; or raise as ``state_from`` does."""
-    if values is None:
-        return None
-    if isinstance(values, str):
-        return (state_from(values),)
-    return tuple(dict.fromkeys(map(state_from, values)))
 
 
 def instant(microseconds: int) -> datetime:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sessionstore.errors import ConflictError, EncodeError
-from sessionstore.history import check_transition, clean, state_from, states_from
+from sessionstore.history import clean
 from sessionstore.index import Index
 from sessionstore.jobs import Job, changed_meanwhile, check_holder
 from sessionstore.kept import KeptConnection
@@ -14,6 +14,7 @@ from sessionstore.persistable import Persistable, note
 from sessionstore.row_ids import fits
 from sessionstore.schema import MAX_NAME
 from sessionstore.serialization import Record
+from sessionstore.states import check_transition, state_from, states_from
 from sessionstore.task import State
 
 __all__ = ["Move", "check_move", "check_persistable", "save_graph"]

@@ -13,13 +13,14 @@ from sqlalchemy.engine import URL, Connection
 from sessionstore import claims, reading, recovery, saving, transitions, updating
 from sessionstore.claims import Claim
 from sessionstore.errors import DecodeError, NotFoundError
-from sessionstore.history import Transition, instant, state_from
+from sessionstore.history import Transition, instant
 from sessionstore.index import Index
 from sessionstore.kept import KeptConnection
 from sessionstore.opening import check_name, sql_store
 from sessionstore.persistable import Persistable
 from sessionstore.row_ids import key_of
 from sessionstore.sql import SqlStore
+from sessionstore.states import state_from
 from sessionstore.task import State
 from sessionstore.url import Url
 from sessionstore.waiting import Waiting
@@ -37,10 +38,9 @@ class SessionStore:
     that somebody else changed since it was read gets ConflictError (G3), and so does
     whoever writes a task that is claimed, but by its claim (G6).
 
-    ``store_or_url`` is an ``SqlStore``, or a URL for one with ``store_options``, which
-    are those of ``SqlStore``.  ``name`` has up to 255 characters.  Calls may come from
-    any thread and, after a fork, from any process; the live objects that they return
-    are shared, and not locked.
+    ``store_or_url`` is an ``SqlStore``, or a URL for one with its ``store_options``.
+    Calls may come from any thread and, after a fork, from any process; the live
+    objects that they return are shared, and not locked.
 
     To iterate over a session gives its objects in the order added; one that cannot be
     read is skipped, with a warning in the log.  ``len(session)`` is their number, and
