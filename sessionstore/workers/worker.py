@@ -129,14 +129,14 @@ def _forked_ones_leave() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if here.worker() is not None:
+        if here.assignment() is not None:
             raise
         if isinstance(error, SystemExit):
             code = error.code if isinstance(error.code, int) else bool(error.code)
         else:
             log.error("a process that the work has forked failed", exc_info=error)
             code = 1
-    if here.worker() is None:
+    if here.assignment() is None:
         flush()
         os._exit(code & 0xFF)
 
