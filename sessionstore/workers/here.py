@@ -10,7 +10,13 @@ from sessionstore.claims import Claim
 from sessionstore.session import SessionStore
 from sessionstore.workers.deadline import Deadline
 
-__all__ = ["Assignment", "assignment", "deadline_lifted", "enter"]
+__all__ = [
+    "Assignment",
+    "assignment",
+    "deadline_lifted",
+    "enter",
+    "is_in_transaction",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +45,12 @@ def assignment() -> Assignment | None:
     ours = _assignment
     # What a worker has forked itself is none.
     return ours if ours is not None and ours.pid == os.getpid() else None
+
+
+def is_in_transaction() -> bool:
+    """Say whether this thread of a worker is in a transaction of its session."""
+    ours = assignment()
+    return ours is not None and ours.session._index.database.scope is not None
 
 
 def deadline_lifted() -> AbstractContextManager[None]:

@@ -26,6 +26,9 @@ def patiently(call: Callable[[], T]) -> T:
     longer than the lease, so that the call must do nothing else; if the task is
     another's by then it raises LeaseLostError.  Once a database that was right at the
     start refuses us it is being repaired or moved, and is waited for as well.
+
+    In a transaction nothing is repeated, as all of it is lost then: have the call make
+    the transaction.
     """
     pause = PAUSE
     with here.deadline_lifted():
@@ -33,6 +36,8 @@ def patiently(call: Callable[[], T]) -> T:
             try:
                 return call()
             except (StoreUnavailableError, ConfigurationError) as error:
+                if here.is_in_transaction():
+                    raise
                 log.warning("waiting for the database: %s", error)
                 time.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE)

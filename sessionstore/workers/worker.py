@@ -62,7 +62,7 @@ def be(
             if isinstance(error, LeaseLostError) and error.id == claim.id:
                 # What becomes of the task is for its new holder to record.
                 log.info("%s", error)
-            elif _is_in_transaction(session) or not groups.end_others():
+            elif here.is_in_transaction() or not groups.end_others():
                 # Nothing can be committed, or what the work has started goes on: it
                 # is the pool's to record, when this process has ended.
                 raise
@@ -114,7 +114,7 @@ def _do(session: SessionStore, claim: Claim, deadline: Deadline, work: Work) -> 
     finally:
         # The rest is writing, which is refused if the task is another's.
         deadline.lift()
-    if _is_in_transaction(session):
+    if here.is_in_transaction():
         raise StoreError("the work has left a transaction open, which is rolled back")
     state = getattr(getattr(task, "execution", None), "state", None)
     # Changed, it may be a state that the work has set and not saved.
@@ -139,10 +139,6 @@ def _forked_ones_leave() -> Iterator[None]:
     if here.assignment() is None:
         flush()
         os._exit(code & 0xFF)
-
-
-def _is_in_transaction(session: SessionStore) -> bool:
-    return session._index.database.scope is not None
 
 
 def _give_back(session: SessionStore, claim: Claim, error: BaseException) -> None:

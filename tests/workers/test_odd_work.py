@@ -13,7 +13,7 @@ from typing import NoReturn
 
 import pytest
 
-from sessionstore import Claim, SessionStore, State, Task
+from sessionstore import Claim, SessionStore, State, StoreUnavailableError, Task
 from sessionstore.testing import Child
 from sessionstore.workers import WorkerPool, patiently, run_command
 from sessionstore.workers import pool as pools
@@ -113,6 +113,23 @@ def test_threads_of_the_work_have_patience_too(
 
     run(make_pool(work), session)
     assert other.load(id_).results == ["there"]
+
+
+def test_patience_ends_where_a_transaction_is_open(
+    session: SessionStore, make_pool: MakePool
+) -> None:
+    """It was lost with its connection, and so will be whatever is repeated in it."""
+    id_ = session.add(Task())
+
+    def away() -> NoReturn:
+        raise StoreUnavailableError("the connection was lost")
+
+    def work(claim: Claim) -> None:
+        with session.transaction():
+            patiently(away)
+
+    run(make_pool(work, max_attempts=1), session)
+    assert "StoreUnavailableError" in session.history(id_)[1].info
 
 
 def test_error_is_recorded_with_its_notes(
