@@ -14,6 +14,7 @@ from sessionstore.errors import ConfigurationError, NotFoundError
 from sessionstore.failures import DuplicateKeyError
 from sessionstore.history import History
 from sessionstore.jobs import (
+    PAGE,
     Job,
     JobTable,
     check_holder,
@@ -22,7 +23,7 @@ from sessionstore.jobs import (
 )
 from sessionstore.kept import KeptConnection
 from sessionstore.leases import LeaseTable
-from sessionstore.objects import PAGE, ObjectTable
+from sessionstore.objects import ObjectTable
 from sessionstore.schema import MissingTableError
 from sessionstore.serialization import Row
 from sessionstore.statements import ByIds, Statement

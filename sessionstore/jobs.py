@@ -26,14 +26,16 @@ from sessionstore.clock import Now
 from sessionstore.database import Database
 from sessionstore.errors import ConflictError, LeaseLostError
 from sessionstore.kept import KeptConnection
-from sessionstore.objects import PAGE
 from sessionstore.row_ids import fits
 from sessionstore.schema import Schema
 from sessionstore.serialization import Row
 from sessionstore.statements import ByIds, Statement
 from sessionstore.task import State
 
-__all__ = ["FREE", "Job", "JobTable", "check_holder", "columns_of"]
+__all__ = ["FREE", "PAGE", "Job", "JobTable", "check_holder", "columns_of"]
+
+#: IDs in one page; they are two numbers each, and a round trip costs as much as 500.
+PAGE = 2_000
 
 
 class Job(NamedTuple):
