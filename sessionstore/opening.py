@@ -9,11 +9,12 @@ from sqlalchemy.engine import URL
 
 from sessionstore.errors import ConfigurationError
 from sessionstore.history import clean
+from sessionstore.index import Index
 from sessionstore.schema import MAX_NAME
 from sessionstore.sql import SqlStore
 from sessionstore.url import Url
 
-__all__ = ["check_name", "sql_store"]
+__all__ = ["check_name", "open_index", "sql_store"]
 
 
 def check_name(name: object) -> str:
@@ -56,3 +57,13 @@ def sql_store(
             f"a session needs an SqlStore or a URL, not {store_or_url!r}"
         )
     return SqlStore(store_or_url, create=create, **store_options)
+
+
+def open_index(store: SqlStore, name: str, *, create: bool, is_ours: bool) -> Index:
+    """Return a session's index; where that fails, ``is_ours`` has the store closed."""
+    try:
+        return Index(store._objects, name, create=create)
+    except BaseException:
+        if is_ours:  # nobody else has it
+            store.close()
+        raise

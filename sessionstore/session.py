@@ -14,9 +14,8 @@ from sessionstore import claims, reading, recovery, saving, transitions, updatin
 from sessionstore.claims import Claim
 from sessionstore.errors import DecodeError, NotFoundError
 from sessionstore.history import Transition, instant
-from sessionstore.index import Index
 from sessionstore.kept import KeptConnection
-from sessionstore.opening import check_name, sql_store
+from sessionstore.opening import check_name, open_index, sql_store
 from sessionstore.persistable import Persistable
 from sessionstore.row_ids import key_of
 from sessionstore.sql import SqlStore
@@ -72,7 +71,8 @@ class SessionStore:
         #: The plain store.  What is written past the session is outside G3.
         self.store = sql_store(store_or_url, create, store_options)
         self._identities = self.store._objects.identities
-        self._index = Index(self.store._objects, name, create=create)
+        is_ours = self.store is not store_or_url
+        self._index = open_index(self.store, name, create=create, is_ours=is_ours)
         self._seen = recovery.Seen()
         self._waiting = Waiting(self._index)
 

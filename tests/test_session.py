@@ -7,6 +7,7 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 from sqlalchemy import create_engine, inspect, text
 
@@ -501,6 +502,24 @@ def test_removing_spares_what_only_looks_like_a_part(
     flow.tasks.append(stranger)
     session.remove(id_)
     assert list(session.ids()) == [bystander]
+
+
+def test_session_that_cannot_be_opened_leaves_no_connection(
+    session: SessionStore, database_url: str
+) -> None:
+    """Nobody has the store, to close it; one that was given is its giver's."""
+    session.store.close()
+    process = psutil.Process()
+    before = process.num_fds()
+    with pytest.raises(ConfigurationError) as caught:  # which has the frames
+        SessionStore(database_url, "nope", create=False)
+    assert process.num_fds() == before
+    with SqlStore(database_url) as store:
+        assert store.list() == []
+        opened = process.num_fds()
+        with pytest.raises(ConfigurationError, match=str(caught.value)[:20]):
+            SessionStore(store, "nope", create=False)
+        assert process.num_fds() == opened
 
 
 def test_session_that_is_not_there_is_named_whatever_else_is_missing(
