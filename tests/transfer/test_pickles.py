@@ -37,6 +37,20 @@ class Part:
         self.id = id_
 
 
+class Pickler(pickle.Pickler):
+    """Refers to parts by their IDs."""
+
+    def persistent_id(self, part: object) -> object:
+        return part.id if isinstance(part, Part) else None
+
+
+class Unpickler(pickle.Unpickler):
+    """Says what it was referred to."""
+
+    def persistent_load(self, id_: object) -> object:
+        return "part", id_
+
+
 @given(
     before=PLAIN,
     ids=st.lists(st.integers() | st.tuples(st.integers(), st.text()), min_size=1),
@@ -49,16 +63,13 @@ def test_changed_references_are_loaded_with_the_rest_as_it_was(
     """Each second reference gets a new ID, wherever it stands."""
     value = {"before": before, "parts": [Part(id_) for id_ in ids], "after": before}
     buffer = io.BytesIO()
-    pickler = pickle.Pickler(buffer, protocol)
-    pickler.persistent_id = lambda part: part.id if isinstance(part, Part) else None
-    pickler.dump(value)
+    Pickler(buffer, protocol).dump(value)
     sketch = sketched(buffer.getvalue())
     assert [reference.id for reference in sketch.references] == ids
     changed = {reference.place: new_id for reference in sketch.references[::2]}
-    unpickler = pickle.Unpickler(io.BytesIO(sketch.rewritten(changed)))
-    unpickler.persistent_load = lambda id_: ("part", id_)
+    loaded = Unpickler(io.BytesIO(sketch.rewritten(changed))).load()
     expected = [new_id if n % 2 == 0 else id_ for n, id_ in enumerate(ids)]
-    assert unpickler.load() == {
+    assert loaded == {
         "before": before,
         "parts": [("part", id_) for id_ in expected],
         "after": before,

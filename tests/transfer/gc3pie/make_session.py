@@ -14,19 +14,23 @@ directory, kind, protocol, first = *sys.argv[1:3], *map(int, sys.argv[3:])
 stored = {}
 
 
+class _Pickler(pickle.Pickler):
+    def __init__(self, task, *arguments):
+        super().__init__(*arguments)
+        self._task = task
+
+    def persistent_id(self, part):
+        is_other = isinstance(part, Persistable) and part is not self._task
+        return part.persistent_id if is_other else None
+
+
 def save(task):
     number = first + len(stored)
     is_sql = kind == "sql"
     new_id = IntId("x", number) if is_sql else Id(type(task).__name__, number)
     task.persistent_id = new_id
     buffer = io.BytesIO()
-    pickler = pickle.Pickler(buffer, protocol)
-    pickler.persistent_id = lambda part: (
-        part.persistent_id
-        if isinstance(part, Persistable) and part is not task
-        else None
-    )
-    pickler.dump(task)
+    _Pickler(task, buffer, protocol).dump(task)
     stored[str(new_id)] = buffer.getvalue(), task.execution.state
     return str(new_id)
 
