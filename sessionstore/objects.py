@@ -196,7 +196,9 @@ class ObjectTable:
     def write(self, kept: KeptConnection, records: Sequence[Record]) -> None:
         """Write records' rows, and note on the objects that they are stored."""
         try:
-            self._insert(kept, [record for record in records if record.is_new])
+            new = [record for record in records if record.is_new]
+            if new:  # else a forked worker would build the statement for nothing
+                self._insert(kept, new)
             for record in records:
                 if not record.is_new and not self._update(kept, record.id, record):
                     raise NotFoundError(
@@ -297,10 +299,8 @@ class ObjectTable:
     ) -> Decoded:
         """Return the live objects with these IDs, reading those that are not live.
 
-        No ID may be given twice.
-
-        ``fetch`` reads rows in another way; ``adopt`` is called with each object
-        that was read.
+        No ID may be given twice.  ``fetch`` reads rows in another way; ``adopt`` is
+        called with each object that was read.
         """
         self.prepare()
         fetch = fetch or self.fetch
