@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import pickle
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -510,16 +511,16 @@ def test_session_that_cannot_be_opened_leaves_no_connection(
     """Nobody has the store, to close it; one that was given is its giver's."""
     session.store.close()
     process = psutil.Process()
+    gc.collect()  # what other tests have dropped
     before = process.num_fds()
     with pytest.raises(ConfigurationError) as caught:  # which has the frames
         SessionStore(database_url, "nope", create=False)
-    assert process.num_fds() == before
+    assert process.num_fds() <= before
     with SqlStore(database_url) as store:
         assert store.list() == []
-        opened = process.num_fds()
         with pytest.raises(ConfigurationError, match=str(caught.value)[:20]):
             SessionStore(store, "nope", create=False)
-        assert process.num_fds() == opened
+        assert store._objects.database.connections.has_one()
 
 
 def test_session_that_is_not_there_is_named_whatever_else_is_missing(
