@@ -76,11 +76,12 @@ class JobTable:
         # In the order of their IDs, so that two who lock the same rows cannot end
         # in a deadlock.
         lock = read.with_for_update()
-        lock_free = read.with_for_update(skip_locked=True)
         self._read = ByIds(lambda names: read.where(_among(table.c.job_id, names)))
         self._lock = ByIds(lambda names: lock.where(_among(table.c.job_id, names)))
-        self._lock_free = ByIds(
-            lambda names: lock_free.where(_among(table.c.job_id, names))
+        self._lock_free = Statement(
+            read.where(table.c.job_id == bindparam("id")).with_for_update(
+                skip_locked=True
+            )
         )
         self._insert = Statement(insert(table))
         self._append = Statement(_appending(schema))
@@ -132,11 +133,17 @@ class JobTable:
         self, kept: KeptConnection, ids: Iterable[int], *, lock: bool = False
     ) -> dict[int, Job]:
         """Return the rows that there are; locked, others wait to change them."""
-        return _jobs(kept, self._lock if lock else self._read, sorted(ids))
+        jobs: dict[int, Job] = {}
+        by_ids = self._lock if lock else self._read
+        for statement, parameters in by_ids.parts(sorted(ids)):
+            for row in kept.rows(statement, parameters):
+                jobs[row[0]] = Job(*row)
+        return jobs
 
     def lock_free(self, kept: KeptConnection, job_id: int) -> Job | None:
         """Return a row, locked; None if there is none, or another has locked it."""
-        return _jobs(kept, self._lock_free, [job_id]).get(job_id)
+        row = kept.row(self._lock_free, {"id": job_id})
+        return None if row is None else Job(*row)
 
     def insert(self, kept: KeptConnection, rows: Sequence[dict[str, Any]]) -> None:
         """Add rows; what they do not name is as in a new job."""
@@ -334,14 +341,6 @@ def check_holder(job: Job, token: int | None) -> None:
             f"{token}); stop working on it, and claim new work",
             id=job.job_id,
         )
-
-
-def _jobs(kept: KeptConnection, statement: ByIds, ids: Sequence[int]) -> dict[int, Job]:
-    jobs: dict[int, Job] = {}
-    for part, parameters in statement.parts(ids):
-        for row in kept.rows(part, parameters):
-            jobs[row[0]] = Job(*row)
-    return jobs
 
 
 def last_position(schema: Schema) -> ColumnElement[int]:
