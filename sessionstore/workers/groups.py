@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 import psutil
@@ -51,15 +52,15 @@ def end_group(task: object) -> None:
 def end_others() -> bool:
     """End what this worker has started, in its group; say whether it has ended."""
     me = os.getpid()
-    patience = time.monotonic() + PATIENCE
-    while others := [p for p in psutil.pids() if p != me and _is_in(me, p)]:
-        if time.monotonic() > patience:
-            return False
+
+    def end() -> bool:
+        others = [pid for pid in _members(me) if pid != me]
         for pid in others:
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
-        time.sleep(0.005)
-    return True
+        return not others
+
+    return _comes_true(end)
 
 
 def signal_group(group: int, number: signal.Signals) -> None:
@@ -74,12 +75,20 @@ def has_ended(group: int) -> bool:
 
     To die takes its time, and a command that is dying has its locks and ports still.
     """
+    return _comes_true(lambda: not any(_members(group)))
+
+
+def _comes_true(condition: Callable[[], bool]) -> bool:
     patience = time.monotonic() + PATIENCE
-    while any(_is_in(group, pid) for pid in psutil.pids()):
+    while not condition():
         if time.monotonic() > patience:
             return False
         time.sleep(0.005)
     return True
+
+
+def _members(group: int) -> Iterator[int]:
+    return (pid for pid in psutil.pids() if _is_in(group, pid))
 
 
 def _is_in(group: int, pid: int) -> bool:
