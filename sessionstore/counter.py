@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 from sessionstore.database import Database
 from sessionstore.errors import SchemaError
-from sessionstore.ids import Allocator, Blocks
+from sessionstore.ids import Allocator
 from sessionstore.kept import KeptConnection
 from sessionstore.schema import Schema
 
@@ -21,12 +23,12 @@ class IdCounter:
         self.is_there = True
         self.allocator = Allocator(self._take_block, self._uncommitted)
 
-    def _uncommitted(self) -> Blocks | None:
+    def _uncommitted(self) -> deque[int] | None:
         scope = self._database.scope
         if scope is None or self._database.settings.concurrent_writers:
             return None
-        blocks: Blocks = scope.notes.setdefault(self, Blocks())
-        return blocks
+        numbers: deque[int] = scope.notes.setdefault(self, deque())
+        return numbers
 
     def _take_block(self, n: int) -> range:
         if not self.is_there:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import threading
+from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-__all__ = ["Allocator", "Blocks", "IdFactory", "IdSource", "IntId"]
+__all__ = ["Allocator", "IdFactory", "IdSource", "IntId"]
 
 
 class IntId(int):
@@ -81,39 +81,10 @@ class IdFactory:
         return self._id_class(prefix, self._next_id_fn())
 
 
-class Blocks:
-    """Numbers that were set aside for this process alone."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._first = self._end = 0
-        self._later: list[range] = []
-
-    def __len__(self) -> int:
-        with self._lock:
-            return self._end - self._first + sum(map(len, self._later))
-
-    def add(self, numbers: range) -> None:
-        """Set more numbers aside."""
-        with self._lock:
-            self._later.append(numbers)
-
-    def pop(self) -> int | None:
-        """Return the next number, or None when there is none left."""
-        with self._lock:
-            while self._first == self._end:
-                if not self._later:
-                    return None
-                numbers = self._later.pop(0)
-                self._first, self._end = numbers.start, numbers.stop
-            self._first += 1
-            return self._first - 1
-
-
 class Allocator:
     """Gives out numbers from blocks that ``take`` fetches from the database.
 
-    ``uncommitted`` returns the blocks of this thread's open transaction where the
+    ``uncommitted`` returns the numbers of this thread's open transaction where the
     counter can only be moved within that transaction (SQLite), else None: what was
     taken there must not be used by anybody else, as a rollback gives it back.
     """
@@ -124,30 +95,32 @@ class Allocator:
     def __init__(
         self,
         take: Callable[[int], range],
-        uncommitted: Callable[[], Blocks | None],
+        uncommitted: Callable[[], deque[int] | None],
     ) -> None:
         self._take = take
         self._uncommitted = uncommitted
-        self._shared = Blocks()
+        # All threads take from it: to pop from a deque needs no lock.
+        self._shared: deque[int] = deque()
 
     def reset(self) -> None:
-        """Drop all blocks, as a forked child must: they are its parent's."""
-        self._shared = Blocks()
+        """Drop all numbers at hand, as a forked child must: they are its parent's."""
+        self._shared = deque()
 
     def reserve(self, n: int) -> None:
         """Have ``n`` numbers at hand."""
         own = self._uncommitted()
-        missing = n - len(self._shared) - (0 if own is None else len(own))
+        missing = n - len(self._shared) - len(own or ())
         if missing > 0:
             block = self._take(max(missing, self.SIZE))
-            (self._shared if own is None else own).add(block)
+            (self._shared if own is None else own).extend(block)
 
     def __call__(self) -> int:
         """Return the next number."""
         while True:
-            number = self._shared.pop()
-            if number is None and (own := self._uncommitted()) is not None:
-                number = own.pop()
-            if number is not None:
-                return number
+            try:
+                return self._shared.popleft()
+            except IndexError:
+                own = self._uncommitted()
+            if own:
+                return own.popleft()
             self.reserve(1)
