@@ -84,8 +84,8 @@ class Settings(NamedTuple):
     refusals: re.Pattern[str] | None = None
     too_large_codes: frozenset[object] = frozenset()
     duplicate_codes: frozenset[object] = frozenset()
-    #: The extra of this package that installs the default driver.
-    extra: str | None = None
+    #: The extra of this package that installs a driver, and that driver.
+    extra: tuple[str, str] | None = None
 
 
 class Patience(Enum):
@@ -196,7 +196,7 @@ _POSTGRESQL = Settings(
     unusable_codes=frozenset({"28P01", "28000", "3D000", "42501", "25006"}),
     too_large_codes=frozenset({"54000"}),
     duplicate_codes=frozenset({"23505"}),
-    extra="postgresql",
+    extra=("postgresql", "psycopg"),
 )
 _MYSQL = Settings(
     begin="START TRANSACTION",
@@ -219,7 +219,7 @@ _MYSQL = Settings(
     unusable_codes=frozenset({1044, 1045, 1049, 1142, 1290}),
     too_large_codes=frozenset({1153}),
     duplicate_codes=frozenset({1062}),
-    extra="mysql",
+    extra=("mysql", "pymysql"),
 )
 _BY_NAME = {
     "sqlite": _SQLITE,
@@ -258,16 +258,26 @@ def load_dialect(url: URL) -> type[Dialect]:
             f"SQLAlchemy knows no database {url.drivername!r} (in {url!r})"
         ) from error
     except ImportError as error:
-        extra = settings_of(dialect).extra
-        hint = (
-            f"pip install 'sessionstore[{extra}]'"
-            if extra
-            else "install the package that provides it"
-        )
         raise ConfigurationError(
-            f"the driver for {url.drivername} is not installed ({error}); {hint}"
+            f"the driver for {url.drivername} is not installed ({error}); "
+            f"{_how_to_install(url, dialect)}"
         ) from error
     return dialect
+
+
+def _how_to_install(url: URL, dialect: type[Dialect]) -> str:
+    settings = settings_of(dialect)
+    if settings.extra is None:
+        return "install the package that provides it"
+    extra, driver = settings.extra
+    install = f"pip install 'sessionstore[{extra}]'"
+    if dialect.driver == driver:
+        return install
+    # Not the one that we bring, as SQLAlchemy takes mysqlclient for mysql://.
+    return (
+        "install the package that provides it, or write "
+        f"{url.get_backend_name()}+{driver}:// and {install}"
+    )
 
 
 def has_failed(dialect: Dialect, connection: Any) -> bool:

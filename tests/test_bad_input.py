@@ -7,7 +7,6 @@ import os
 import pickle
 import re
 import sqlite3
-import subprocess
 import sys
 import tempfile
 import threading
@@ -42,18 +41,24 @@ def test_unreachable_server_is_named_without_the_password() -> None:
         assert caught.value.__cause__ is not None
 
 
-def test_missing_driver_names_the_extra() -> None:
-    """The message says what to install."""
-    code = (
-        "import sys; sys.modules['psycopg'] = None\n"
-        "from sessionstore import SqlStore, ConfigurationError\n"
-        "try: SqlStore('postgresql+psycopg://h/d')\n"
-        "except ConfigurationError as error: print(error)"
-    )
-    said = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
-    assert "sessionstore[postgresql]" in said.stdout
+@pytest.mark.parametrize(
+    ("url", "module", "said"),
+    [
+        ("postgresql+psycopg://h/d", "psycopg", r"; pip .*sessionstore\[postgresql\]"),
+        ("mysql+pymysql://h/d", "pymysql", r"; pip .*sessionstore\[mysql\]"),
+        ("postgresql+psycopg2://h/d", "psycopg2", r" or write postgresql\+psycopg://"),
+        ("mysql://h/d", "MySQLdb", r" or write mysql\+pymysql:// and pip install"),
+        ("mariadb://h/d", "MySQLdb", r" or write mariadb\+pymysql:// and pip install"),
+        ("oracle+cx_oracle://h/d", "cx_Oracle", "; install the package that provides"),
+    ],
+)
+def test_missing_driver_names_what_helps(
+    url: str, module: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The message says what to install, and which driver that is for."""
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ConfigurationError, match=said):
+        SqlStore(url)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become nobody")
