@@ -255,7 +255,8 @@ def load_dialect(url: URL) -> type[Dialect]:
         dialect.import_dbapi()
     except NoSuchModuleError as error:
         raise ConfigurationError(
-            f"SQLAlchemy knows no database {url.drivername!r} (in {url!r})"
+            f"SQLAlchemy knows no database {url.drivername!r} (in {url!r}); write it "
+            "like sqlite:///, postgresql+psycopg:// or mysql+pymysql://"
         ) from error
     except ImportError as error:
         raise ConfigurationError(

@@ -61,6 +61,13 @@ def test_missing_driver_names_what_helps(
         SqlStore(url)
 
 
+@pytest.mark.parametrize("scheme", ["postgres", "postgresql+psycopg3", "http"])
+def test_unknown_database_is_told_how_known_ones_are_written(scheme: str) -> None:
+    """Of a name that is nearly right, too."""
+    with pytest.raises(ConfigurationError, match=r"like .*postgresql\+psycopg://"):
+        SessionStore(f"{scheme}://h/d")
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become nobody")
 def test_read_only_folder_is_named(tmp_path: Path, run_forked) -> None:
     """A ConfigurationError names the file that cannot be made."""
