@@ -95,6 +95,21 @@ def test_instances_do_what_the_daemon_does() -> None:
     assert all("%N" in path for path in paths if path not in modes)
 
 
+@needs_systemd
+def test_what_the_pages_enable_can_be_enabled(tmp_path: Path) -> None:
+    """systemctl takes the names; each instance's settings are made before."""
+    units = tmp_path / "etc" / "systemd" / "system"
+    shutil.copytree(FOLDER, units, symlinks=True)
+    pages = [ROOT / "README.md", *(ROOT / "docs" / "pages").rglob("*.md")]
+    text = "".join(page.read_text(encoding="utf-8") for page in pages)
+    lines = re.findall(r"systemctl enable --now (.+)", text)
+    assert lines
+    for names in (line.split() for line in lines):
+        assert ask("systemctl", f"--root={tmp_path}", "--quiet", "enable", *names) == ""
+        for instance in (name for name in names if not name.endswith(".timer")):
+            assert f"/etc/daemon-example/{instance}.toml\n" in text
+
+
 def test_daemon_knows_all_that_units_call_it_with() -> None:
     """Every command line is one that it has, every variable one that it reads."""
     lines = [shlex.split(line) for line in values("ExecStart")]
