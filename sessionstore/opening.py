@@ -45,7 +45,9 @@ def sql_store(
             )
         return store_or_url
     if isinstance(store_or_url, Path) or (
-        isinstance(store_or_url, str) and ":" not in store_or_url.partition("/")[0]
+        isinstance(store_or_url, str)
+        and store_or_url
+        and ":" not in store_or_url.partition("/")[0]
     ):
         path = Path(store_or_url).absolute()
         raise ConfigurationError(

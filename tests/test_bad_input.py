@@ -68,6 +68,12 @@ def test_unknown_database_is_told_how_known_ones_are_written(scheme: str) -> Non
         SessionStore(f"{scheme}://h/d")
 
 
+def test_empty_url_is_not_the_working_folder() -> None:
+    """It comes of a variable that is not set, and no file is to be named after it."""
+    with pytest.raises(ConfigurationError, match="'' is no database URL"):
+        SessionStore("")
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become nobody")
 def test_read_only_folder_is_named(tmp_path: Path, run_forked) -> None:
     """A ConfigurationError names the file that cannot be made."""
