@@ -12,13 +12,12 @@ from sessionstore.doctor.finding import Finding, Level, Patient
 
 __all__ = ["check"]
 
-#: The first release that has what claims are made with, SKIP LOCKED, or for SQLite
-#: what its driver of CPython 3.11 needs.
+_NO_CLAIMS = "it has no SKIP LOCKED, so that no task can be claimed"
+#: The first release that fits, and what keeps older ones from it.
 _OLDEST = {
-    "postgresql": (9, 5),
-    "mysql": (8, 0, 1),
-    "mariadb": (10, 6),
-    "sqlite": (3, 7, 15),
+    "postgresql": ((12,), "it has no tcp_user_timeout, which each connection sets"),
+    "mysql": ((8, 0, 1), _NO_CLAIMS),
+    "mariadb": ((10, 6), _NO_CLAIMS),
 }
 #: Bytes; what every store promises to take.
 PAYLOAD = 64 * 2**20
@@ -44,14 +43,14 @@ def _version(patient: Patient) -> Finding:
     # What follows the numbers of MariaDB's is text.
     numbers = tuple(part for part in found if isinstance(part, int))
     said = f"{name} {'.'.join(map(str, numbers))}"
-    oldest = _OLDEST.get(name)
-    if oldest is None or numbers >= oldest:
+    oldest, why = _OLDEST.get(name, ((), ""))
+    if numbers >= oldest:
         return Finding("server", Level.OK, said)
     return Finding(
         "server",
         Level.WRONG,
         f"{said} is older than {'.'.join(map(str, oldest))}",
-        "it has no SKIP LOCKED, so that no task can be claimed",
+        why,
         "upgrade the server",
     )
 

@@ -91,10 +91,16 @@ def test_database_that_is_not_there(tmp_path: Path) -> None:
 
 @pytest.mark.backends("postgresql", "mariadb")
 def test_old_server(session: SessionStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Claims need what it has not."""
+    """Claims, or connections, need what it has not."""
     dialect = type(session.store._objects.database.connections.engine.dialect)
-    monkeypatch.setattr(dialect, "_get_server_version_info", lambda *_: (5, 5, 9))
-    assert "5.5.9 is older than" in wrong(session.store)["server"].what
+    version, lacks = {
+        "postgresql": ((11, 22), "tcp_user_timeout"),
+        "mysql": ((5, 5, 9), "SKIP LOCKED"),
+    }[dialect.name]
+    monkeypatch.setattr(dialect, "_get_server_version_info", lambda *_: version)
+    finding = wrong(session.store)["server"]
+    assert f"{'.'.join(map(str, version))} is older than" in finding.what
+    assert lacks in finding.why
 
 
 def test_host_whose_clock_is_wrong(
