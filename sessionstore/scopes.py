@@ -13,7 +13,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from sqlalchemy.engine import Connection
@@ -78,7 +78,7 @@ class Scopes:
         self._open: set[Scope] = set()
         self._thread = _ThreadState()
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[Scope]:
         return iter(list(self._open))
 
     @property
