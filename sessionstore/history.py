@@ -15,7 +15,7 @@ from sqlalchemy import bindparam, delete, insert, select
 from sessionstore.database import Database
 from sessionstore.kept import KeptConnection
 from sessionstore.schema import MAX_INFO, MAX_NAME, Schema
-from sessionstore.statements import ByIds, Statement
+from sessionstore.statements import ByIds, Statement, among
 from sessionstore.task import State
 
 __all__ = ["History", "Transition", "clean", "instant"]
@@ -88,9 +88,7 @@ class History:
             .order_by(table.c.revision)
         )
         self._delete = ByIds(
-            lambda names: delete(table).where(
-                table.c.job_id.in_([bindparam(name) for name in names])
-            )
+            lambda names: delete(table).where(among(table.c.job_id, names))
         )
 
     def begin(self, kept: KeptConnection, row: dict[str, Any]) -> None:

@@ -26,7 +26,7 @@ from sessionstore.leases import LeaseTable
 from sessionstore.objects import ObjectTable
 from sessionstore.schema import MissingTableError
 from sessionstore.serialization import Row
-from sessionstore.statements import ByIds, Statement
+from sessionstore.statements import ByIds, Statement, among
 
 __all__ = ["Index"]
 
@@ -74,7 +74,7 @@ class Index:
         table_of_objects = objects.schema.objects
         self._delete_objects = ByIds(
             lambda names: delete(table_of_objects).where(
-                table_of_objects.c.id.in_([bindparam(name) for name in names])
+                among(table_of_objects.c.id, names)
             )
         )
         self._is_compiled = False

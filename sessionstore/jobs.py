@@ -29,7 +29,7 @@ from sessionstore.kept import KeptConnection
 from sessionstore.row_ids import fits
 from sessionstore.schema import Schema
 from sessionstore.serialization import Row
-from sessionstore.statements import ByIds, Statement
+from sessionstore.statements import ByIds, Statement, among
 from sessionstore.task import State
 
 __all__ = ["FREE", "PAGE", "Job", "JobTable", "check_holder", "columns_of"]
@@ -76,8 +76,8 @@ class JobTable:
         # In the order of their IDs, so that two who lock the same rows cannot end
         # in a deadlock.
         lock = read.with_for_update()
-        self._read = ByIds(lambda names: read.where(_among(table.c.job_id, names)))
-        self._lock = ByIds(lambda names: lock.where(_among(table.c.job_id, names)))
+        self._read = ByIds(lambda names: read.where(among(table.c.job_id, names)))
+        self._lock = ByIds(lambda names: lock.where(among(table.c.job_id, names)))
         self._lock_free = Statement(
             read.where(table.c.job_id == bindparam("id")).with_for_update(
                 skip_locked=True
@@ -98,7 +98,7 @@ class JobTable:
             .with_for_update()
         )
         self._delete = ByIds(
-            lambda names: delete(table).where(_among(table.c.job_id, names))
+            lambda names: delete(table).where(among(table.c.job_id, names))
         )
         in_session = table.c.session_id == bindparam("session")
         listed = in_session & table.c.position.is_not(None)
@@ -127,7 +127,7 @@ class JobTable:
             table.c.revision,
             table.c.returncode,
         ).outerjoin(table, table.c.job_id == objects.c.id)
-        self._objects = ByIds(lambda names: joined.where(_among(objects.c.id, names)))
+        self._objects = ByIds(lambda names: joined.where(among(objects.c.id, names)))
 
     def read(
         self, kept: KeptConnection, ids: Iterable[int], *, lock: bool = False
@@ -377,10 +377,6 @@ def _appending(schema: Schema) -> Insert:
     values["created_at"] = values["updated_at"] = Now()
     found = locked_session(schema, *values.values())
     return insert(jobs).from_select([*values], found)
-
-
-def _among(column: Any, names: Sequence[str]) -> Any:
-    return column.in_([bindparam(name) for name in names])
 
 
 def changed_meanwhile(job_id: int) -> ConflictError:

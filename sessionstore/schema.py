@@ -43,7 +43,7 @@ from sqlalchemy.ext.compiler import compiles
 from sessionstore.errors import ConfigurationError, SchemaError
 from sessionstore.extra import ExtraFields, add_referred
 from sessionstore.migrating import migrate
-from sessionstore.statements import ByIds, Statement
+from sessionstore.statements import ByIds, Statement, among
 
 __all__ = ["CURRENT_VERSION", "MissingTableError", "Schema"]
 
@@ -270,7 +270,7 @@ class Schema:
         table = self.objects
         return ByIds(
             lambda names: select(table.c.id, table.c.data, table.c.state).where(
-                table.c.id.in_([bindparam(name) for name in names])
+                among(table.c.id, names)
             )
         )
 

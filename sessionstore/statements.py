@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import itemgetter
 from typing import Any
 
-from sqlalchemy import LargeBinary
+from sqlalchemy import LargeBinary, bindparam
 from sqlalchemy.engine import Dialect
 from sqlalchemy.sql import Executable
 
-__all__ = ["ByIds", "Parameters", "Statement"]
+__all__ = ["ByIds", "Parameters", "Statement", "among"]
 
 Parameters = Mapping[str, Any]
 
@@ -105,3 +105,8 @@ class ByIds:
         names = [f"id_{n}" for n in range(length)]
         made = self._made[length] = Statement(self._build(names)), names
         return made
+
+
+def among(column: Any, names: Sequence[str]) -> Any:
+    """Return the condition that a column has one of these parameters' values."""
+    return column.in_([bindparam(name) for name in names])
