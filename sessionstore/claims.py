@@ -32,7 +32,7 @@ from sessionstore.states import states_from
 from sessionstore.task import State
 from sessionstore.transitions import move_job, move_task, record
 
-__all__ = ["Claim", "check_attempts", "claim", "exhaust", "request", "take"]
+__all__ = ["Claim", "Owner", "check_attempts", "claim", "exhaust", "request", "take"]
 
 log = logging.getLogger(__name__)
 

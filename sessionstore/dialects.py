@@ -18,7 +18,21 @@ from sessionstore import preferred_tls, silence
 from sessionstore.errors import ConfigurationError
 from sessionstore.schema import MissingTableError
 
-__all__ = ["Options", "Settings", "Telling", "load_dialect", "settings_of"]
+__all__ = [
+    "Options",
+    "Patience",
+    "Settings",
+    "Telling",
+    "absolute",
+    "close_soon",
+    "error_code",
+    "has_failed",
+    "load_dialect",
+    "matches",
+    "notifications",
+    "prepare_sqlite_file",
+    "settings_of",
+]
 
 
 #: SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE; naming it by the driver would import that.

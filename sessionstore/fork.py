@@ -45,7 +45,7 @@ from sessionstore.inherited import PARENTS, ParentsConnection, disown, is_disown
 if TYPE_CHECKING:
     from sqlalchemy.engine import URL, Connection, Engine
 
-__all__ = ["protect"]
+__all__ = ["WAIT", "Guard", "gate", "is_in_memory", "protect", "refuse_inherited"]
 
 log = logging.getLogger(__name__)
 

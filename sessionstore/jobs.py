@@ -32,7 +32,17 @@ from sessionstore.serialization import Row
 from sessionstore.statements import ByIds, Statement, among
 from sessionstore.task import State
 
-__all__ = ["FREE", "PAGE", "Job", "JobTable", "check_holder", "columns_of"]
+__all__ = [
+    "FREE",
+    "PAGE",
+    "Job",
+    "JobTable",
+    "changed_meanwhile",
+    "check_holder",
+    "columns_of",
+    "last_position",
+    "locked_session",
+]
 
 #: IDs in one page; they are two numbers each, and a round trip costs as much as 500.
 PAGE = 2_000

@@ -31,7 +31,7 @@ from sessionstore.row_ids import fits
 from sessionstore.sql import SqlStore
 from sessionstore.statements import Statement
 
-__all__ = ["Listing", "SessionSummary", "nearest"]
+__all__ = ["PAGE", "Listing", "SessionSummary", "nearest"]
 
 #: Rows that are read at once where many are wanted.
 PAGE = 500

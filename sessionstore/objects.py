@@ -39,7 +39,7 @@ from sessionstore.serialization import (
 )
 from sessionstore.statements import Statement
 
-__all__ = ["ObjectTable"]
+__all__ = ["PAGE", "ObjectTable"]
 
 T = TypeVar("T")
 

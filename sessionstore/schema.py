@@ -45,7 +45,14 @@ from sessionstore.extra import ExtraFields, add_referred
 from sessionstore.migrating import migrate
 from sessionstore.statements import ByIds, Statement, among
 
-__all__ = ["CURRENT_VERSION", "MissingTableError", "Schema"]
+__all__ = [
+    "CURRENT_VERSION",
+    "MAX_INFO",
+    "MAX_NAME",
+    "MissingTableError",
+    "Payload",
+    "Schema",
+]
 
 #: The newest migration; a test holds it against the migrations' folder.
 CURRENT_VERSION = "0002"

@@ -13,7 +13,7 @@ from sessionstore.errors import ConfigurationError
 from sessionstore.refusal import refuse_in_payload
 from sessionstore.url import Url
 
-__all__ = ["Store", "make_store", "register"]
+__all__ = ["Store", "make_store", "register", "register_fallback"]
 
 
 class Store(ABC):

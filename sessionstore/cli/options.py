@@ -14,7 +14,17 @@ from sessionstore.listing import Listing, nearest
 from sessionstore.pages import Filter
 from sessionstore.task import State
 
-__all__ = ["Holder", "Name", "Since", "States", "Until", "filter_of", "words_among"]
+__all__ = [
+    "Holder",
+    "Name",
+    "Since",
+    "States",
+    "Until",
+    "filter_of",
+    "moment",
+    "states_of",
+    "words_among",
+]
 
 _AGO = re.compile(r"(\d+(?:\.\d+)?)([smhdw])", re.ASCII)
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}

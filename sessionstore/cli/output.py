@@ -22,7 +22,7 @@ from rich.text import Text
 
 from sessionstore.cli.progress import Bar
 
-__all__ = ["STYLES", "Output", "Row", "complain", "duration", "visible"]
+__all__ = ["STYLES", "Output", "Row", "complain", "duration", "end_quietly", "visible"]
 
 #: Rows of one table; what comes after them is one more, under the same heads.
 CHUNK = 500

@@ -20,7 +20,16 @@ from sessionstore.transfer.reading import reading
 from sessionstore.transfer.writing import StoreWriter
 from sessionstore.url import Url
 
-__all__ = ["Progress", "Transfer", "copy", "export", "import_archive"]
+__all__ = [
+    "Place",
+    "Progress",
+    "Transfer",
+    "copy",
+    "export",
+    "import_archive",
+    "opened",
+    "silent",
+]
 
 Place = SqlStore | str | Url | URL
 #: Is told what is being done, how many objects of it are, and of how many if known.

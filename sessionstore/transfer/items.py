@@ -23,6 +23,8 @@ from sqlalchemy.types import TypeEngine
 from sessionstore.task import State
 
 __all__ = [
+    "BATCH_BYTES",
+    "BATCH_OBJECTS",
     "ENTRY_COLUMNS",
     "JOB_COLUMNS",
     "Columns",
