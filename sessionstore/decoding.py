@@ -13,13 +13,9 @@ from sessionstore.errors import DecodeError
 from sessionstore.persistable import is_persistable
 from sessionstore.renaming import Renaming
 from sessionstore.row_ids import not_found
-from sessionstore.serialization import (
-    Decoded,
-    Row,
-    Serializer,
-    globals_in,
-    path_of,
-)
+from sessionstore.serialization import Decoded, Row, path_of
+from sessionstore.serializers import Serializer
+from sessionstore.serializers.pickles import globals_in
 from sessionstore.task import State
 
 __all__ = ["decode", "fill"]

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable
 from sessionstore.errors import EncodeError
 from sessionstore.persistable import Persistable
 from sessionstore.refusal import thread
-from sessionstore.serialization import Record, Serializer, path_of, state_of
+from sessionstore.serialization import Record, path_of, state_of
+from sessionstore.serializers import Serializer
 
 __all__ = ["encode"]
 

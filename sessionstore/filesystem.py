@@ -33,7 +33,8 @@ from sessionstore.origin import Origin, assign_id
 from sessionstore.persistable import Persistable, mark
 from sessionstore.renaming import Renaming
 from sessionstore.row_ids import not_found
-from sessionstore.serialization import PickleSerializer, Record, Row, Serializer
+from sessionstore.serialization import Record, Row
+from sessionstore.serializers import PickleSerializer, Serializer
 from sessionstore.store import Store, register
 from sessionstore.url import Url
 

@@ -30,13 +30,8 @@ from sessionstore.kept import KeptConnection
 from sessionstore.renaming import Renaming
 from sessionstore.row_ids import fits, not_found
 from sessionstore.schema import CURRENT_VERSION, Schema
-from sessionstore.serialization import (
-    Decoded,
-    PickleSerializer,
-    Record,
-    Row,
-    Serializer,
-)
+from sessionstore.serialization import Decoded, Record, Row
+from sessionstore.serializers import PickleSerializer, Serializer
 from sessionstore.statements import Statement
 
 __all__ = ["PAGE", "ObjectTable"]

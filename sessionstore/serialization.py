@@ -1,9 +1,9 @@
-"""The format of a payload, and what crosses between objects and tables.
+"""What crosses between objects and tables, and how objects refer to each other.
 
-A payload is one pickle of one object.  Where the object refers to a ``Persistable``,
-itself included, the pickle holds a persistent ID, the tuple ``(id, module,
-qualified name)``: enough to make an empty instance of the class at once and to fill
-it when its own payload has been read, so that graphs with cycles and shared
+A payload is one object, as a serializer writes it.  Where the object refers to a
+``Persistable``, itself included, the payload holds a persistent ID, the tuple ``(id,
+module, qualified name)``: enough to make an empty instance of the class at once and
+to fill it when its own payload has been read, so that graphs with cycles and shared
 children load whichever object comes first.  Payloads made by GC3Pie have a plain
 integer there; what it names is loaded on the spot, as it was by GC3Pie.
 
@@ -18,20 +18,9 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from sessionstore.errors import LoadError
-from sessionstore.serializers import PickleSerializer, Serializer
-from sessionstore.serializers.pickles import globals_in
 from sessionstore.task import State
 
-__all__ = [
-    "Decoded",
-    "PickleSerializer",
-    "Record",
-    "Row",
-    "Serializer",
-    "globals_in",
-    "path_of",
-    "state_of",
-]
+__all__ = ["Decoded", "Record", "Row", "path_of", "state_of"]
 
 
 # Records and rows are made by the ten thousand, and a frozen dataclass takes three

@@ -24,7 +24,7 @@ from sessionstore.objects import ObjectTable
 from sessionstore.renaming import Renaming
 from sessionstore.row_ids import key_of
 from sessionstore.schema import Schema
-from sessionstore.serialization import Serializer
+from sessionstore.serializers import Serializer
 from sessionstore.store import Store, register_fallback
 from sessionstore.url import Url
 

@@ -26,7 +26,7 @@ from sessionstore.errors import (
 from sessionstore.filesystem import FilesystemStore
 from sessionstore.ids import IdFactory, IntId
 from sessionstore.persistable import Persistable
-from sessionstore.serialization import PickleSerializer
+from sessionstore.serializers import PickleSerializer
 from sessionstore.task import State, Task
 from sessionstore.url import Url
 
