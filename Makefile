@@ -66,4 +66,4 @@ install-service uninstall-service:
 	@sh systemd/install.sh $(@:-service=)
 
 clean:
-	rm -rf $(VENV) .venv-* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist
