@@ -104,8 +104,26 @@ _SHARED: dict[str, tuple[Any, object]] = {
 }
 
 
+def _show_version(is_asked: bool) -> None:
+    if is_asked:
+        from importlib.metadata import version  # which no command needs
+
+        typer.echo(f"sessionstore {version('sessionstore')}")
+        raise typer.Exit
+
+
 @app.callback()
-def _top() -> None:
+def _top(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            callback=_show_version,
+            is_eager=True,
+            help="Show the version, and exit.",
+        ),
+    ] = False,
+) -> None:
     # Its presence makes typer take the first word for a command's name.
     return
 

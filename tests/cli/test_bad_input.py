@@ -6,6 +6,7 @@ import re
 import sqlite3
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -152,6 +153,12 @@ def test_each_command_says_in_a_line_what_it_does(
         out = capsys.readouterr().out
         assert "--url" in out or "SRC" in out
         assert len(out.splitlines()) < 60
+
+
+def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    """Whoever reports a mistake can say which version made it."""
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out == f"sessionstore {version('sessionstore')}\n"
 
 
 def test_looking_creates_nothing(
