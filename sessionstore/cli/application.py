@@ -73,7 +73,7 @@ Keys = Annotated[
         "--keys",
         envvar="SESSIONSTORE_KEYS",
         metavar="FILE",
-        help="The keys with which payloads were signed; what was not is not unpickled.",
+        help="The keys that payloads are signed with; unsigned ones are not unpickled.",
     ),
 ]
 SerializerName = Annotated[
@@ -82,7 +82,7 @@ SerializerName = Annotated[
         "--serializer",
         envvar="SESSIONSTORE_SERIALIZER",
         metavar="MODULE:NAME",
-        help="Where your program has the store's serializer, if it gives it one.",
+        help="The serializer that your program gives its store, if any.",
     ),
 ]
 Rename = Annotated[

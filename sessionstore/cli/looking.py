@@ -75,15 +75,15 @@ def ls(
         bool, typer.Option("--reverse", "-r", help="The last ones first.")
     ] = False,
     limit: Annotated[
-        int, typer.Option("--limit", "-n", min=1, help="So many tasks at most.")
+        int, typer.Option("--limit", "-n", min=1, help="Show this many tasks at most.")
     ] = 50,
     everything: Annotated[
-        bool, typer.Option("--all", help="However many there are.")
+        bool, typer.Option("--all", help="Show all, however many there are.")
     ] = False,
     after: Annotated[
         int | None,
         typer.Option(
-            "--after", metavar="ID", help="Those that follow this task: the next page."
+            "--after", metavar="ID", help="Show what follows this task: the next page."
         ),
     ] = None,
     columns: Annotated[

@@ -70,7 +70,7 @@ def _show(common: Common, finding: Finding) -> None:
 def unreadable(common: Common) -> int:
     """List the objects that cannot be read, and why. Status 1: there are some.
 
-    With --rename, those that cannot be read then either.
+    With --rename, those that cannot be read even so.
     """
     from sessionstore import doctor as doctors
 

@@ -70,7 +70,7 @@ def export(
     only: Session = None,
     verify: Verify = False,
 ) -> None:
-    """Write a store, or a session of it, to an archive, a new file.
+    """Write a store, or a session of it, to a new archive file.
 
     Workers may go on meanwhile: it has what was there at one moment.
     """
@@ -93,7 +93,7 @@ def import_(
         typer.Option(
             "--objects",
             metavar="URL",
-            help="Where the objects of a directory are now, if not where it says.",
+            help="Where a directory's objects are now, if not where it says.",
         ),
     ] = None,
 ) -> int:

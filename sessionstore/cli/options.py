@@ -34,7 +34,7 @@ States = Annotated[
     typer.Option(
         "--state",
         metavar="STATE",
-        help="In this state; more of them by commas, or by giving it again.",
+        help="In this state, or one of several: with commas, or given again.",
         autocompletion=lambda incomplete: [
             str(state) for state in State if state.startswith(incomplete)
         ],
@@ -43,7 +43,9 @@ States = Annotated[
 Name = Annotated[
     str | None,
     typer.Option(
-        "--name", metavar="PATTERN", help="Named so; * and ? as in the shell."
+        "--name",
+        metavar="PATTERN",
+        help="With a name like this; * and ? as in the shell.",
     ),
 ]
 Since = Annotated[

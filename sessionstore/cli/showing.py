@@ -28,7 +28,9 @@ def show(
     id_: Id,
     raw: Annotated[
         bool,
-        typer.Option("--raw", help="Without unpickling: its payload's size and begin."),
+        typer.Option(
+            "--raw", help="Do not unpickle: show the payload's size and first bytes."
+        ),
     ] = False,
 ) -> None:
     """Show one task whole, with its attributes. Unpickles it, unless --raw."""
