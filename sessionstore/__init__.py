@@ -1,6 +1,7 @@
 """A session store that daemons and the workers they fork can trust."""
 
 from sessionstore.errors import (
+    ArchiveError,
     ConfigurationError,
     ConflictError,
     DecodeError,
@@ -26,6 +27,7 @@ from sessionstore.task import Run, State, Task
 from sessionstore.url import Url
 
 __all__ = [
+    "ArchiveError",
     "Claim",
     "ConfigurationError",
     "ConflictError",

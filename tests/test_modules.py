@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import sessionstore
+from sessionstore import errors
 from tests.test_examples import MODULES
 
 
@@ -50,3 +52,8 @@ def taken(name: str) -> Iterator[tuple[str, str]]:
 def test_what_a_module_takes_the_other_one_exports(name: str) -> None:
     """By ``__all__``, which tells what may be relied on when a module is changed."""
     assert {(m, what) for m, what in taken(name) if what not in exported(m)} == set()
+
+
+def test_package_exports_all_of_its_errors() -> None:
+    """Whoever catches one need not know which module it is from."""
+    assert {*errors.__all__} <= {*sessionstore.__all__}
