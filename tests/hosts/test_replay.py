@@ -43,10 +43,12 @@ def lines(written: list[str]) -> list[Line]:
 
 
 def test_a_task_that_was_passed_on_is_right() -> None:
+    """G6: another host's work after the first one's is no fault."""
     assert list(problems(history(STORY), lines(WRITTEN))) == []
 
 
 def test_a_worker_may_end_before_its_command_begins() -> None:
+    """G6: an attempt that wrote nothing is no fault."""
     assert list(problems(history(STORY), lines(WRITTEN[2:]))) == []
 
 
@@ -87,6 +89,7 @@ def test_commands_that_did_something_else_are_found(
 
 
 def test_a_failure_and_a_clock_that_went_back_are_found() -> None:
+    """G6: all entries are there, and one of them says something else."""
     right = history(STORY)
     failed = [*right[:-1], replace(right[-1], returncode=256)]
     assert "it was lost" in " ".join(problems(failed, lines(WRITTEN)))
