@@ -50,11 +50,11 @@ has_systemd() {
 }
 
 install_service() {
-    base=$("$python" -c 'import sys; print(sys.base_prefix)')
-    if [ -z "$root" ]; then
-        need_visible "$prefix" PREFIX
-        need_visible "$base" "PYTHON, such as /usr/bin/python3"
-    fi
+    [ -n "$root" ] || need_visible "$prefix" PREFIX
+    tell='import sys; print(sys.base_prefix); sys.exit(sys.version_info < (3, 11))'
+    base=$("$python" -c "$tell" 2>/dev/null) ||
+        fail "CPython 3.11 or later is needed, and $python is none; name one with PYTHON="
+    [ -n "$root" ] || need_visible "$base" "PYTHON, such as /usr/bin/python3"
     new=$root$venv.new
     # Made beside the old one, which stays as it is if this fails, or is interrupted.
     mkdir -p "$root$prefix/bin" "${new%/*}"

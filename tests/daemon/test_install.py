@@ -143,6 +143,15 @@ def test_prefix_that_the_service_cannot_see_is_refused(prefix: str) -> None:
     assert not Path(prefix).exists()
 
 
+@pytest.mark.parametrize("python", ["/nowhere/python3", "false"])
+def test_python_that_is_none_is_refused(python: str) -> None:
+    """In one line: it is not there, or too old."""
+    done = run_script("install", PYTHON=python)
+    assert done.returncode == 1
+    [line] = done.stderr.splitlines()
+    assert f"and {python} is none; name one with PYTHON=" in line
+
+
 def test_python_that_the_service_cannot_see_is_refused(tmp_path: Path) -> None:
     """Such as one that a version manager keeps in a home."""
     python = tmp_path / "python"
