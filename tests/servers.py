@@ -201,6 +201,9 @@ def start_mariadb(interface: str = "") -> Server:
             f"--bind-address={addresses}",
             f"--socket={folder}/socket",
             f"--pid-file={folder}/pid",
+            # Plain, as PostgreSQL's URL: from 11.4 on MariaDB makes a certificate for
+            # itself, drivers take it, and test_unanswered's proxy reads no COMMIT.
+            "--skip-ssl",
             "--max-allowed-packet=256M",
             "--innodb-log-file-size=512M",
             "--max-connections=200",
