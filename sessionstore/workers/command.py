@@ -14,7 +14,7 @@ from sessionstore.claims import Claim
 from sessionstore.errors import ForkError
 from sessionstore.session import SessionStore
 from sessionstore.task import State
-from sessionstore.workers import here
+from sessionstore.workers import assignment
 from sessionstore.workers.patience import patiently
 
 __all__ = ["cannot_run", "how_it_ended", "run_command"]
@@ -49,7 +49,7 @@ def run_command(
     Raises LeaseLostError if the task is another's by now, and ForkError anywhere but
     in a pool's worker.
     """
-    ours = here.assignment()
+    ours = assignment.current()
     if ours is None or ours.claim.id != claim.id:
         raise ForkError("a command is run by a WorkerPool's worker, with its claim")
     if not is_command(command):
@@ -99,7 +99,7 @@ def _record(
 
 
 def _run(
-    ours: here.Assignment,
+    ours: assignment.Assignment,
     command: list[str],
     output: str | Path | None,
     environment: Mapping[str, str] | None,

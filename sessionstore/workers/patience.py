@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from sessionstore.errors import ConfigurationError, StoreUnavailableError
-from sessionstore.workers import here
+from sessionstore.workers import assignment
 
 __all__ = ["patiently"]
 
@@ -31,12 +31,12 @@ def patiently(call: Callable[[], T]) -> T:
     the transaction.
     """
     pause = PAUSE
-    with here.deadline_lifted():
+    with assignment.deadline_lifted():
         while True:
             try:
                 return call()
             except (StoreUnavailableError, ConfigurationError) as error:
-                if here.is_in_transaction():
+                if assignment.is_in_transaction():
                     raise
                 log.warning("waiting for the database: %s", error)
                 time.sleep(pause)

@@ -17,7 +17,7 @@ from sessionstore.claims import Claim
 from sessionstore.errors import DecodeError, LeaseLostError, StoreError
 from sessionstore.session import SessionStore
 from sessionstore.task import State
-from sessionstore.workers import groups, here, recording
+from sessionstore.workers import assignment, groups, recording
 from sessionstore.workers.command import cannot_run
 from sessionstore.workers.deadline import Deadline
 from sessionstore.workers.patience import patiently
@@ -53,7 +53,9 @@ def be(
         signal.set_wakeup_fd(-1)
         pools_group = os.getpgrp()
         _set_apart()
-        here.enter(here.Assignment(os.getpid(), session, claim, deadline, pools_group))
+        assignment.enter(
+            assignment.Assignment(os.getpid(), session, claim, deadline, pools_group)
+        )
         try:
             if initializer is not None:
                 initializer()
@@ -62,7 +64,7 @@ def be(
             if isinstance(error, LeaseLostError) and error.id == claim.id:
                 # What becomes of the task is for its new holder to record.
                 log.info("%s", error)
-            elif here.is_in_transaction() or not groups.end_others():
+            elif assignment.is_in_transaction() or not groups.end_others():
                 # Nothing can be committed, or what the work has started goes on: it
                 # is the pool's to record, when this process has ended.
                 raise
@@ -114,7 +116,7 @@ def _do(session: SessionStore, claim: Claim, deadline: Deadline, work: Work) -> 
     finally:
         # The rest is writing, which is refused if the task is another's.
         deadline.lift()
-    if here.is_in_transaction():
+    if assignment.is_in_transaction():
         raise StoreError("the work has left a transaction open, which is rolled back")
     state = getattr(getattr(task, "execution", None), "state", None)
     # Changed, it may be a state that the work has set and not saved.
@@ -129,14 +131,14 @@ def _forked_ones_leave() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if here.assignment() is not None:
+        if assignment.current() is not None:
             raise
         if isinstance(error, SystemExit):
             code = error.code if isinstance(error.code, int) else bool(error.code)
         else:
             log.error("a process that the work has forked failed", exc_info=error)
             code = 1
-    if here.assignment() is None:
+    if assignment.current() is None:
         flush()
         os._exit(code & 0xFF)
 

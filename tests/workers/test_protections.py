@@ -21,7 +21,7 @@ import pytest
 
 from sessionstore import Claim, SessionStore, State, StoreUnavailableError, Task
 from sessionstore.testing import Child
-from sessionstore.workers import WorkerPool, here, patiently, run_command
+from sessionstore.workers import WorkerPool, assignment, patiently, run_command
 from sessionstore.workers import pool as pools
 from sessionstore.workers.deadline import Deadline
 from tests.daemon.conftest import begun, has_ended, states, until
@@ -147,11 +147,11 @@ def test_result_is_kept_while_the_database_is_away(
     """G1: longer than the lease; whoever only writes is not ended, but refused."""
     id_ = session.add(Task())
     if not is_protected:
-        monkeypatch.setattr(here, "deadline_lifted", nullcontext)
+        monkeypatch.setattr(assignment, "deadline_lifted", nullcontext)
 
     def work(claim: Claim) -> None:
         begin(claim)
-        me = here.assignment()
+        me = assignment.current()
         assert me is not None
 
         def end() -> None:

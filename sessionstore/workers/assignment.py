@@ -10,13 +10,7 @@ from sessionstore.claims import Claim
 from sessionstore.session import SessionStore
 from sessionstore.workers.deadline import Deadline
 
-__all__ = [
-    "Assignment",
-    "assignment",
-    "deadline_lifted",
-    "enter",
-    "is_in_transaction",
-]
+__all__ = ["Assignment", "current", "deadline_lifted", "enter", "is_in_transaction"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +34,7 @@ def enter(assignment: Assignment) -> None:
     _assignment = assignment
 
 
-def assignment() -> Assignment | None:
+def current() -> Assignment | None:
     """Return what this process has from its pool, None if it is no worker."""
     ours = _assignment
     # What a worker has forked itself is none.
@@ -49,11 +43,11 @@ def assignment() -> Assignment | None:
 
 def is_in_transaction() -> bool:
     """Say whether this thread of a worker is in a transaction of its session."""
-    ours = assignment()
+    ours = current()
     return ours is not None and ours.session._index.database.scope is not None
 
 
 def deadline_lifted() -> AbstractContextManager[None]:
     """Lift the deadline in the block, if this process has one."""
-    ours = assignment()
+    ours = current()
     return nullcontext() if ours is None else ours.deadline.lifted()
