@@ -20,7 +20,7 @@ from sessionstore.workers import recording
 from sessionstore.workers.command import how_it_ended
 from sessionstore.workers.deadline import Deadline
 from sessionstore.workers.groups import end_group, has_ended, signal_group
-from sessionstore.workers.worker import Work, be, flush
+from sessionstore.workers.worker import be, flush
 
 __all__ = ["WorkerPool"]
 
@@ -127,7 +127,7 @@ class WorkerPool:
     def __init__(
         self,
         session: SessionStore,
-        work: Work,
+        work: Callable[[Claim], object],
         *,
         size: int = 1,
         lease: float = 60.0,

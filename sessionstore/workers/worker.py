@@ -22,7 +22,7 @@ from sessionstore.workers.command import cannot_run
 from sessionstore.workers.deadline import Deadline
 from sessionstore.workers.patience import patiently
 
-__all__ = ["Work", "be", "flush"]
+__all__ = ["be", "flush"]
 
 log = logging.getLogger(__name__)
 
