@@ -57,7 +57,7 @@ ATTEMPTS = 10
 
 
 class FilesystemStore(Store):
-    """Save and load objects in a folder, each as a pickle in one file.
+    """Save and load objects in a folder, each in one file, by default as a pickle.
 
     A file's name is its object's ID.  It is written under a temporary name, synced
     and renamed, so that readers see the old object or the new one, whole, and that

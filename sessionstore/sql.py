@@ -35,11 +35,11 @@ _OPTIONS_OF_OTHERS = frozenset({"directory", "protocol"})
 
 
 class SqlStore(Store):
-    """Save and load objects in a table, each as a pickle in one row.
+    """Save and load objects in a table, each in one row, by default as a pickle.
 
     ``url`` follows SQLAlchemy's conventions.  The table is ``table_name``, else the
     one named by ``#table=NAME`` at the URL's end, else ``store``.  It has the columns
-    ``id``, ``data`` (the pickle) and ``state`` (``obj.execution.state``, or UNKNOWN);
+    ``id``, ``data`` (the payload) and ``state`` (``obj.execution.state``, or UNKNOWN);
     a table that is there already is used as it is.  ``extra_fields`` maps further
     ``sqlalchemy.Column`` objects to functions of the object saved; where a function
     raises, that is logged and the column stays NULL.  ``idfactory`` is an object
@@ -52,12 +52,12 @@ class SqlStore(Store):
     have moved, as ``{"old.module:Old": "new.module:New"}``, or modules; objects are
     found under either name, and saved under the new one); ``synchronous`` (SQLite:
     OFF, NORMAL, FULL or EXTRA); ``busy_timeout`` (seconds to wait for other writers,
-    and for a network that has gone silent, see ``sessionstore.silence``);
-    ``engine_options`` (for ``sqlalchemy.create_engine``).  Those of
-    ``FilesystemStore`` are ignored, and any other is too, with a warning.
+    and, with five more, for a network that has gone silent); ``engine_options`` (for
+    ``sqlalchemy.create_engine``).  Those of ``FilesystemStore`` are ignored, and any
+    other is too, with a warning.
 
     The constructor touches no database.  A store may be used by any number of
-    threads, and goes on working on both sides of a fork; see ``sessionstore.fork``.
+    threads, and goes on working on both sides of a fork.
 
     Raises ConfigurationError for a URL or an option that cannot be used.  Any call
     raises StoreUnavailableError while the database is busy for longer than
