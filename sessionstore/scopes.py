@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -41,6 +42,8 @@ class Scope:
     def __init__(self, kept: KeptConnection) -> None:
         self.kept = kept
         self.pid = kept.pid
+        #: The asyncio task that began it, None in other code.
+        self.coroutine = _coroutine()
         self.is_ending = False
         self.doomed_by: BaseException | None = None
         self.undo: list[Callable[[], None]] = []
@@ -67,6 +70,16 @@ class Scope:
             restore()
 
 
+def _coroutine() -> object:
+    """Return the asyncio task that this thread runs, None if it runs none."""
+    # What is imported nowhere runs nothing.
+    asyncio = sys.modules.get("asyncio")
+    try:
+        return None if asyncio is None else asyncio.current_task()
+    except RuntimeError:
+        return None
+
+
 class _ThreadState(threading.local):
     scope: Scope | None = None
 
@@ -85,13 +98,22 @@ class Scopes:
     def current(self) -> Scope | None:
         """This thread's, if there is one.
 
-        Raises ForkError inside a block that began before this process was forked.
+        Raises ForkError inside a block that began before this process was forked, and
+        StoreError in another coroutine than the one that is inside the block.
         """
         scope = self._thread.scope
-        if scope is not None and scope.pid != gate.pid:
+        if scope is None:
+            return None
+        if scope.pid != gate.pid:
             raise ForkError(
                 "this transaction was begun by the parent process; leave its block "
                 "before using the store in a forked child"
+            )
+        if scope.coroutine is not None and scope.coroutine is not _coroutine():
+            # What it writes here would be rolled back with the other's block.
+            raise StoreError(
+                "another coroutine of this thread awaits something in a transaction; "
+                "put that block into a function, for asyncio.to_thread to call"
             )
         return scope
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 import threading
@@ -17,6 +18,7 @@ from sessionstore import (
     SessionStore,
     SqlStore,
     State,
+    StoreError,
     StoreUnavailableError,
     Task,
 )
@@ -280,3 +282,51 @@ def test_busy_timeout_of_nothing_does_not_wait(database_url: str) -> None:
         holder.save(holder.load(id_))
         with pytest.raises(StoreUnavailableError, match="busy"):
             other.save(task)
+
+
+@pytest.mark.backends("sqlite")
+def test_coroutine_does_not_write_into_the_transaction_of_another(
+    session: SessionStore,
+) -> None:
+    """G2: with that one's rollback its own write would go, which was acknowledged."""
+
+    async def fail(is_inside: asyncio.Event, is_over: asyncio.Event) -> None:
+        with pytest.raises(KeyError):
+            with session.transaction():
+                session.add(Task("rolled back"))
+                is_inside.set()
+                await is_over.wait()
+                raise KeyError
+
+    async def intrude(is_inside: asyncio.Event, is_over: asyncio.Event) -> None:
+        await is_inside.wait()
+        try:
+            for call in (lambda: session.add(Task("lost")), session.counts):
+                with pytest.raises(StoreError, match="another coroutine"):
+                    call()
+            await asyncio.to_thread(list, session)
+        finally:
+            is_over.set()
+
+    async def both() -> None:
+        events = asyncio.Event(), asyncio.Event()
+        await asyncio.wait_for(asyncio.gather(fail(*events), intrude(*events)), 30)
+        session.add(Task("kept"))
+
+    asyncio.run(both())
+    assert [task.jobname for task in session] == ["kept"]
+
+
+@pytest.mark.backends("sqlite")
+def test_transaction_takes_in_the_coroutines_that_are_run_in_it(
+    session: SessionStore,
+) -> None:
+    """Where it is not a coroutine's, nobody else can mean another one."""
+
+    async def add() -> None:
+        session.add(Task())
+
+    with session.transaction():
+        asyncio.run(add())
+        assert len(session) == 1
+    assert len(session) == 1
