@@ -16,11 +16,7 @@ from urllib.parse import unquote
 
 from sessionstore.decoding import decode
 from sessionstore.encoding import encode
-from sessionstore.errors import (
-    ConfigurationError,
-    ConflictError,
-    NotFoundError,
-)
+from sessionstore.errors import ConfigurationError, ConflictError
 from sessionstore.files import (
     Draft,
     make_folder,
@@ -32,7 +28,7 @@ from sessionstore.ids import IdFactory, IdSource
 from sessionstore.origin import Origin, assign_id
 from sessionstore.persistable import Persistable, mark
 from sessionstore.renaming import Renaming
-from sessionstore.row_ids import not_found
+from sessionstore.row_ids import no_id, not_found
 from sessionstore.serialization import Record, Row
 from sessionstore.serializers import PickleSerializer, Serializer
 from sessionstore.store import Store, register
@@ -331,9 +327,7 @@ def _key_of(id_: object) -> int:
         # int() alone would take 7.5 for 7.
         return int(id_) if isinstance(id_, str) else index(id_)  # type: ignore[arg-type]
     except (TypeError, ValueError):
-        raise NotFoundError(
-            f"there is no object with ID {id_!r}: IDs are integers", id=id_
-        ) from None
+        raise no_id(id_, "integers") from None
 
 
 register("file", FilesystemStore)

@@ -6,7 +6,7 @@ import operator
 
 from sessionstore.errors import NotFoundError
 
-__all__ = ["fits", "key_of", "not_found"]
+__all__ = ["fits", "key_of", "no_id", "not_found"]
 
 
 def fits(number: int) -> bool:
@@ -21,10 +21,17 @@ def key_of(id_: object) -> int:
     except (TypeError, ValueError):
         key = None
     if key is None or not fits(key):
-        raise NotFoundError(
-            f"there is no object with ID {id_!r}: IDs are integers of 64 bits", id=id_
-        )
+        raise no_id(id_, "integers of 64 bits")
     return key
+
+
+def no_id(id_: object, kind: str) -> NotFoundError:
+    """Return the error for what cannot be the ID of anything."""
+    known = getattr(id_, "persistent_id", None)
+    hint = f"IDs are {kind}"
+    if known is not None:
+        hint = f"that is an object; give its persistent_id, {known}"
+    return NotFoundError(f"there is no object with ID {id_!r}: {hint}", id=id_)
 
 
 def not_found(object_id: int) -> NotFoundError:

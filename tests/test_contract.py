@@ -16,6 +16,7 @@ from sessionstore import (
     EncodeError,
     FilesystemStore,
     ForkError,
+    NotFoundError,
     Persistable,
     SqlStore,
     Store,
@@ -90,6 +91,15 @@ def store(uri: str, serializer: Serializer | None) -> Store:
 def test_uri_makes_the_right_kind_of_store(store: Store, uri: str) -> None:
     """A plain path is a folder; what SQLAlchemy knows is a table."""
     assert type(store) is (FilesystemStore if uri.startswith("/") else SqlStore)
+
+
+def test_object_in_the_place_of_its_id_is_told(store: Store) -> None:
+    """Some of a session's methods take either, so that they are easily mixed up."""
+    task = Task("count")
+    id_ = store.save(task)
+    for call in (store.load, store.remove):
+        with pytest.raises(NotFoundError, match=rf"give its persistent_id, {id_}$"):
+            call(task)
 
 
 class TestStores(StoreContract):
