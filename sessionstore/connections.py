@@ -218,9 +218,10 @@ class Connections:
                 )
         except SessionStoreError:
             raise
-        except (OSError, TypeError, ValueError) as error:
+        except (OSError, RuntimeError, TypeError, ValueError) as error:
             # The driver's view of the URL: an option that it has not, a certificate
-            # that is not there, a NUL in a path.
+            # that is not there, a NUL in a path; or of a package that it lacks, as
+            # PyMySQL does for MySQL's passwords where there is no TLS.
             raise ConfigurationError(
                 f"cannot connect to {self.url!r}: {error}; check the URL"
             ) from error

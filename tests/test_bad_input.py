@@ -199,6 +199,17 @@ def test_option_that_the_driver_refuses_is_told(url: str) -> None:
     assert "s3cret" not in str(caught.value)
 
 
+def test_package_that_the_driver_lacks_is_named() -> None:
+    """PyMySQL finds it out when MySQL asks for a password, and has no error for it."""
+
+    def refuse() -> object:
+        raise RuntimeError("'cryptography' package is required for sha256_password")
+
+    store = SqlStore("mysql+pymysql://h/d", engine_options={"creator": refuse})
+    with pytest.raises(ConfigurationError, match="'cryptography' package is required"):
+        store.save(Task())
+
+
 @pytest.mark.backends("mariadb")
 def test_payload_too_long_for_an_old_column_is_never_cut(database_url: str) -> None:
     """G7: also where the server would do so, and only warn."""
