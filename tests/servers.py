@@ -32,6 +32,8 @@ PASSWORD = "p@ss/w:rd%41"
 _LOGIN = f"tester:{quote(PASSWORD, safe='')}"
 #: No test machine is likely to be there: a mix-up of local time and UTC shows.
 TIMEZONE, OFFSET = "Asia/Kathmandu", "+05:45"
+#: The program of a MySQL that takes MariaDB's place in all tests.
+MYSQLD = os.environ.get("SESSIONSTORE_MYSQLD")
 
 
 @dataclass
@@ -100,7 +102,7 @@ def postgresql_binary(name: str) -> str | None:
 
 def mariadb_binary(name: str) -> str | None:
     """Return a MariaDB program, also from folders that only root has on PATH."""
-    return shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")
+    return MYSQLD or shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")
 
 
 def start_postgresql(interface: str = "") -> Server:
@@ -186,12 +188,16 @@ def start_mariadb(interface: str = "") -> Server:
     if interface:
         addresses += f",{ip_interface(interface).ip}"
         places.append(ip_interface(interface).network.with_netmask)
+    # Plain, as PostgreSQL's URL: MySQL, and MariaDB from 11.4 on, make a certificate
+    # for themselves, drivers take it, and test_unanswered's proxy reads no COMMIT.
+    if MYSQLD:
+        to_install = ["--initialize-insecure"]
+        own = ["--tls-version=", "--innodb-redo-log-capacity=512M", "--mysqlx=OFF"]
+    else:
+        to_install = ["--auth-root-authentication-method=normal", "--skip-test-db"]
+        own = ["--skip-ssl", "--innodb-log-file-size=512M"]
     subprocess.run(
-        [install, *common, "--auth-root-authentication-method=normal"]
-        + ["--skip-test-db"],
-        check=True,
-        capture_output=True,
-        user=user,
+        [install, *common, *to_install], check=True, capture_output=True, user=user
     )
     server = _start(
         [
@@ -201,11 +207,8 @@ def start_mariadb(interface: str = "") -> Server:
             f"--bind-address={addresses}",
             f"--socket={folder}/socket",
             f"--pid-file={folder}/pid",
-            # Plain, as PostgreSQL's URL: from 11.4 on MariaDB makes a certificate for
-            # itself, drivers take it, and test_unanswered's proxy reads no COMMIT.
-            "--skip-ssl",
+            *own,
             "--max-allowed-packet=256M",
-            "--innodb-log-file-size=512M",
             "--max-connections=200",
             f"--default-time-zone={OFFSET}",
         ],

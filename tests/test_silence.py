@@ -26,6 +26,10 @@ DRIVERS = {
     "mysql+mysqldb": "mariadb",
 }
 
+only_mariadb = pytest.mark.skipif(
+    servers.MYSQLD is not None, reason="MySQL has no idle_transaction_timeout"
+)
+
 
 def with_driver(url: str, driver: str) -> str:
     if driver == "mysql+mysqldb":
@@ -109,6 +113,7 @@ def test_slow_statement_is_not_silence(make_database: Callable[[str], str]) -> N
         list(pool.map(run_slowly, urls))
 
 
+@only_mariadb
 @pytest.mark.backends("postgresql", "mariadb")
 def test_server_watches_its_end_too(database_url: str, backend: str) -> None:
     """Whoever vanishes with rows locked must not keep them for hours."""
@@ -128,6 +133,7 @@ def test_server_watches_its_end_too(database_url: str, backend: str) -> None:
     assert asked == expected[backend]
 
 
+@only_mariadb
 @pytest.mark.backends("mariadb")
 def test_block_that_says_nothing_for_long_is_ended(
     database_url: str, monkeypatch: pytest.MonkeyPatch

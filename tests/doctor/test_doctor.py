@@ -92,12 +92,13 @@ def test_database_that_is_not_there(tmp_path: Path) -> None:
 @pytest.mark.backends("postgresql", "mariadb")
 def test_old_server(session: SessionStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Claims, or connections, need what it has not."""
-    dialect = type(session.store._objects.database.connections.engine.dialect)
+    dialect = session.store._objects.database.connections.engine.dialect
     version, lacks = {
         "postgresql": ((11, 22), "tcp_user_timeout"),
-        "mysql": ((5, 5, 9), "SKIP LOCKED"),
-    }[dialect.name]
-    monkeypatch.setattr(dialect, "_get_server_version_info", lambda *_: version)
+        "mariadb": ((5, 5, 9), "SKIP LOCKED"),
+        "mysql": ((8, 0, 0), "SKIP LOCKED"),
+    }["mariadb" if getattr(dialect, "is_mariadb", False) else dialect.name]
+    monkeypatch.setattr(type(dialect), "_get_server_version_info", lambda *_: version)
     finding = wrong(session.store)["server"]
     assert f"{'.'.join(map(str, version))} is older than" in finding.what
     assert lacks in finding.why
