@@ -73,8 +73,8 @@ def lost_in_transaction(url: URL) -> ConnectionLostError:
     )
 
 
-def unanswered(error: ConnectionLostError) -> ConnectionLostError:
-    """Return the error for a connection that ended before a commit was answered."""
+def unanswered(error: StoreError) -> ConnectionLostError:
+    """Return the error for a commit of which nobody can tell whether it happened."""
     return ConnectionLostError(
         f"{error}; the commit may have happened", outcome_unknown=True
     )

@@ -184,13 +184,18 @@ class KeptConnection:
             except self._errors as error:
                 raise self._failure(error) from error
             return
-        if dialects.has_failed(self._dialect, self.driver):
+        self.command("; ".join(["COMMIT", *then]))
+        self.end_logical_transaction()
+
+    def refuse_failed(self) -> None:
+        """Raise StoreError if a statement in the transaction has failed."""
+        if self._settings.begin is not None and dialects.has_failed(
+            self._dialect, self.driver
+        ):
             raise StoreError(
                 "the transaction was rolled back, because a statement in it failed "
                 "and its error was not let through"
             )
-        self.command("; ".join(["COMMIT", *then]))
-        self.end_logical_transaction()
 
     def notifications(self) -> Sequence[object]:
         """Return what PostgreSQL has told this connection since the last time."""

@@ -14,7 +14,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from sqlalchemy.engine import Connection
@@ -34,6 +34,9 @@ from sessionstore.kept import KeptConnection
 __all__ = ["Scope", "Scopes", "Transaction"]
 
 log = logging.getLogger(__name__)
+
+#: How often what goes along with COMMIT is tried again.
+ATTEMPTS = 6
 
 
 class Scope:
@@ -261,12 +264,31 @@ class Transaction:
             raise lost_in_transaction(self._connections.url)
         for callback in scope.before_commit:
             callback(scope)
+        kept.refuse_failed()
         try:
             kept.commit(scope.with_commit)
         except ConnectionLostError as error:
             self._find_out(scope, error)
+        except StoreError as error:
+            if not scope.with_commit:
+                raise
+            # It may be what went along with COMMIT that was refused, after COMMIT.
+            kept.roll_back()
+            self._find_out(scope, error)
+            self._run_again(kept, scope.with_commit)
 
-    def _find_out(self, scope: Scope, error: ConnectionLostError) -> None:
+    def _run_again(self, kept: KeptConnection, texts: Sequence[str]) -> None:
+        """Run what goes along with COMMIT; what was committed stays so in any case."""
+        for attempt in range(ATTEMPTS):
+            try:
+                kept.command("; ".join(texts))
+                return
+            except StoreError:
+                log.info("what goes along with COMMIT was refused", exc_info=True)
+                time.sleep(0.01 * 2**attempt)
+        log.warning("those who wait for a change will only hear of the next one")
+
+    def _find_out(self, scope: Scope, error: StoreError) -> None:
         """Return if a commit happened that was not answered; raise if it did not.
 
         Nobody is told that it may have happened where that can be known.
@@ -287,6 +309,8 @@ class Transaction:
                 return
             if landed is None:
                 break
+            if not isinstance(error, ConnectionLostError):
+                raise error
             raise lost_in_transaction(self._connections.url) from error.__cause__
         raise unanswered(error) from error.__cause__
 

@@ -6,7 +6,15 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from sessionstore import SessionStore, State, StoreUnavailableError, Task
+from sessionstore import (
+    SessionStore,
+    State,
+    StoreError,
+    StoreUnavailableError,
+    Task,
+)
+from sessionstore.changes import Changes
+from sessionstore.scopes import Scope
 from tests.test_claims import end_lease, states
 from tests.unreliable import Loss, Proxy
 
@@ -216,3 +224,50 @@ def test_without_the_write_id_the_outcome_is_unknown(
     with pytest.raises(StoreUnavailableError) as caught:
         session.transition(id_, State.SUBMITTED)
     assert caught.value.outcome_unknown
+
+
+@pytest.mark.backends("postgresql")
+def test_what_follows_a_commit_fails_no_write(
+    database_url: str, other: SessionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """G2: as NOTIFY, which has a lock to wait for; and it is sent again."""
+    session = SessionStore(database_url, "one")
+    with session.transaction() as connection:
+        connection.exec_driver_sql("CREATE SEQUENCE tries")
+    # A sequence moves on for good: this divides by zero once.
+    fails_once = "SELECT 1 / (nextval('tries') - 1)"
+    tell = Changes._tell
+
+    def tell_at_the_second_try(changes: Changes, scope: Scope) -> None:
+        scope.with_commit.append(fails_once)
+        tell(changes, scope)
+
+    monkeypatch.setattr(Changes, "_tell", tell_at_the_second_try)
+    other.wait(0)
+    task = Task()
+    id_ = session.add(task)
+    assert other.wait(20)
+    assert (task.persistent_id, task.changed) == (id_, False)
+    session.transition(id_, State.SUBMITTED)
+    assert states(other, id_) == ["NEW", "SUBMITTED"]
+    assert [*other.ids()] == [id_]
+
+
+@pytest.mark.backends("postgresql")
+def test_refused_commit_is_no_write(database_url: str, other: SessionStore) -> None:
+    """G2: what a constraint refuses only then is told as it is, and leaves nothing."""
+    session = SessionStore(database_url, "one")
+    with session.transaction() as connection:
+        connection.exec_driver_sql("CREATE TABLE own (id INT PRIMARY KEY)")
+        connection.exec_driver_sql(
+            "CREATE TABLE ref (id INT REFERENCES own INITIALLY DEFERRED)"
+        )
+    task = Task()
+    with pytest.raises(StoreError, match="foreign key"):
+        with session.transaction() as connection:
+            connection.exec_driver_sql("INSERT INTO ref VALUES (1)")
+            session.add(task)
+    assert (task.persistent_id, task.changed) == (None, True)
+    assert len(other) == 0
+    session.add(task)
+    assert len(other) == 1
