@@ -240,7 +240,7 @@ class Index:
         def work(kept: KeptConnection) -> None:
             # First, so that whoever is adding a job is waited for.
             kept.change(self._delete, {"session": self.id})
-            ids = self.jobs.all_ids(kept, self.id)
+            ids = self.jobs.lock_all(kept, self.id)
             for statement, parameters in self._delete_objects.parts(ids):
                 kept.change(statement, parameters)
             self.jobs.remove(kept, ids)

@@ -127,7 +127,8 @@ class JobTable:
         self._counts = Statement(
             select(table.c.state, func.count()).where(listed).group_by(table.c.state)
         )
-        self._all_ids = Statement(select(table.c.job_id).where(in_session))
+        all_ids = select(table.c.job_id).where(in_session).order_by(table.c.job_id)
+        self._lock_all = Statement(all_ids.with_for_update())
         objects = schema.objects
         joined = select(
             objects.c.id,
@@ -310,9 +311,9 @@ class JobTable:
             self._database.read(lambda kept: kept.rows(self._counts, parameters))
         )
 
-    def all_ids(self, kept: KeptConnection, session_id: int) -> list[int]:
-        """Return the IDs of all the session's objects, the nested ones included."""
-        rows = kept.rows(self._all_ids, {"session": session_id})
+    def lock_all(self, kept: KeptConnection, session_id: int) -> list[int]:
+        """Let none of a session's objects, nested ones too, leave it; return the IDs."""
+        rows = kept.rows(self._lock_all, {"session": session_id})
         return [job_id for (job_id,) in rows]
 
 

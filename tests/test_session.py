@@ -7,6 +7,7 @@ import pickle
 import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -27,6 +28,7 @@ from sessionstore import (
     Task,
     TransitionError,
 )
+from sessionstore.jobs import JobTable
 
 
 def states(session: SessionStore, id_: int) -> list[tuple[str | None, str]]:
@@ -455,6 +457,30 @@ def test_session_is_not_destroyed_under_an_addition(
                 thread.submit(other.destroy).result(60)
         thread.submit(other.close).result(60)
     assert [*session.ids()] == ids
+
+
+@pytest.mark.backends("postgresql", "mariadb")
+def test_object_that_leaves_a_session_is_not_destroyed_with_it(
+    session: SessionStore, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """G2: nobody is told that it stays in the store while it is being deleted."""
+    ids = session.add_many([Task("a"), Task("b")])
+    other = SessionStore(database_url, session.name, busy_timeout=0.1)
+    other.forget(ids[1])
+    remove = JobTable.remove
+
+    def forget_meanwhile(*arguments: Any) -> None:
+        with pytest.raises(StoreUnavailableError):
+            thread.submit(other.forget, ids[0]).result(60)
+        remove(*arguments)
+
+    with ThreadPoolExecutor(1) as thread:
+        monkeypatch.setattr(JobTable, "remove", forget_meanwhile)
+        session.destroy()
+        with pytest.raises(NotFoundError):
+            thread.submit(other.forget, ids[0]).result(60)
+        thread.submit(other.close).result(60)
+    assert session.store.list() == [ids[1]]
 
 
 @pytest.mark.backends("postgresql", "mariadb")
