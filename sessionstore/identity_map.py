@@ -60,18 +60,25 @@ class IdentityMap:
         scope = self._database.scope
         if scope is not None and object_id in (noted := self._noted(scope)):
             return noted[object_id]
-        return self._live.get(object_id)
+        obj = self._live.get(object_id)
+        return obj if self._is_here(obj, object_id) else None
 
     def live_among(self, ids: Iterable[int]) -> dict[int, Any]:
         """Return the live objects of these IDs."""
         scope = self._database.scope
         noted = {} if scope is None else self._noted(scope)
         get = self._live.get
-        return {
-            i: obj
-            for i in ids
-            if (obj := noted[i] if i in noted else get(i)) is not None
-        }
+        live: dict[int, Any] = {}
+        for i in ids:
+            obj = noted[i] if i in noted else get(i)
+            if obj is not None and self._is_here(obj, i):
+                live[i] = obj
+        return live
+
+    def _is_here(self, obj: object, object_id: int) -> bool:
+        # One that was since saved to another store is that one's, and what happens to
+        # the row here is nothing to it.
+        return not isinstance(obj, Persistable) or self.known_id(obj) == object_id
 
     # Bookkeeping on objects
 

@@ -653,3 +653,24 @@ def test_object_that_pickles_everything_is_no_staler_than_others(
         task.n = 4
     task.n = 5
     session.save(task)
+
+
+def test_task_that_was_added_to_another_store_is_that_ones(
+    session: SessionStore, tmp_path: Path
+) -> None:
+    """G3: what becomes of the row that it had before does not reach it any more."""
+    second = SessionStore(f"sqlite:///{tmp_path}/second.db")
+    ids = session.add_many([Task("a"), Task("b")])
+    tasks = []
+    for task in session:
+        second.add(task)
+        tasks.append(task)
+    session.transition(ids[0], State.SUBMITTED)
+    session.remove(ids[1])
+    assert [*session.ids()] == [ids[0]]
+    with session.update(ids[0]) as first:
+        assert first is not tasks[0]
+    assert [task.execution.state for task in tasks] == [State.NEW, State.NEW]
+    second.save_many(tasks)
+    assert [*second] == tasks
+    assert second.counts() == {State.NEW: 2}
