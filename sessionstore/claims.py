@@ -8,7 +8,8 @@ holder writes is compared with.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator
+import os
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -28,6 +29,7 @@ from sessionstore.index import Index
 from sessionstore.jobs import FREE, Job, check_holder
 from sessionstore.kept import KeptConnection
 from sessionstore.saving import Move, save_graph
+from sessionstore.serialization import state_of
 from sessionstore.states import states_from
 from sessionstore.task import State
 from sessionstore.transitions import move_job, move_task, record
@@ -66,8 +68,9 @@ class Claim:
     the other process opens connections of its own, and the task is read there anew.)
     All copies are one claim: the supervisor may renew it while its worker writes.
 
-    A ``with`` block releases it at its end, whichever way it ends.  Each call raises
-    LeaseLostError once the lease has passed to another, and changes nothing then.
+    A ``with`` block releases it at its end, whichever way it ends, in the process that
+    entered it.  Each call raises LeaseLostError once the lease has passed to another,
+    and changes nothing then.
 
     >>> from sessionstore import SessionStore, State, Task
     >>> session = SessionStore("sqlite:///tasks.db")
@@ -95,6 +98,10 @@ class Claim:
     _task: Any = field(default=None, repr=False, compare=False)
     #: What was requested before, when nobody could hear of it.
     _request: str | None = field(default=None, repr=False, compare=False)
+    #: Ended by this copy itself.
+    _is_over: bool = field(default=False, repr=False, compare=False)
+    #: Of the process that is in the ``with`` block.
+    _pid: int = field(default=0, repr=False, compare=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
         values = (self.id, self.token, self.attempts, self.lease_expires_at, self.lease)
@@ -138,7 +145,7 @@ class Claim:
 
         with self._held():
             job = index.database.write(work)
-        self.lease_expires_at = instant(job.now + lease)
+        self._note(lease_expires_at=instant(job.now + lease))
         return job.request
 
     def save(self) -> int:
@@ -151,6 +158,7 @@ class Claim:
             save_graph(
                 self._session._index, [self.task], listed=False, token=self.token
             )
+        self._note(_is_over=state_of(self.task) == State.TERMINATED)
         return self.id
 
     def transition(
@@ -169,8 +177,11 @@ class Claim:
         index, move = self._session._index, Move.asked(to, expect, info, returncode)
         with self._held():
             if self._task is not None and self._task.changed:
-                return move_task(index, self._task, move, self.token)
-            return move_job(index, self.id, move, self.token)
+                made = move_task(index, self._task, move, self.token)
+            else:
+                made = move_job(index, self.id, move, self.token)
+        self._note(_is_over=made.to_state == State.TERMINATED)
+        return made
 
     def release(self, info: str = "released") -> None:
         """Give the task back, if it is held still.
@@ -194,6 +205,20 @@ class Claim:
 
         with self._held():
             index.database.write(work)
+        self._note(_is_over=True)
+
+    def _note(self, **values: object) -> None:
+        """Set attributes, until the transaction rolls back."""
+        before = {name: getattr(self, name) for name in values}
+
+        def put(some: Mapping[str, object]) -> None:
+            for name, value in some.items():
+                setattr(self, name, value)
+
+        scope = self._session._index.database.scope
+        if scope is not None:
+            scope.undo.append(lambda: put(before))
+        put(values)
 
     @contextmanager
     def _held(self) -> Iterator[None]:
@@ -206,9 +231,14 @@ class Claim:
             ) from error
 
     def __enter__(self) -> Self:
+        self._pid = os.getpid()
         return self
 
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        # A forked child leaves a block in which its parent still is; and what became of
+        # the task after it was ended here is nothing to this holder.
+        if self._pid not in (0, os.getpid()) or self._is_over:
+            return
         try:
             self.release()
         except SessionStoreError:

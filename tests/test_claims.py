@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +199,72 @@ def test_released_task_is_claimed_again(session: SessionStore) -> None:
         ["NEW", "SUBMITTED", "UNKNOWN", "SUBMITTED", "RUNNING", "UNKNOWN"]
     )
     assert session.history(id_)[-1].info == "released"
+
+
+def test_what_comes_after_a_claims_end_does_not_matter_to_it(
+    session: SessionStore, other: SessionStore
+) -> None:
+    """The block that ended it ends well, whoever has the task by then, or nobody."""
+    ids = session.add_many([Task(), Task(), Task()])
+    first, second, third = session.claim(3)
+    with first:
+        first.transition(State.SUBMITTED)
+        first.transition(State.TERMINATED)
+        other.remove(ids[0])
+    with second:
+        second.task.execution.state = State.SUBMITTED
+        second.save()
+        second.task.execution.state = State.TERMINATED
+        second.save()
+        other.redo(ids[1])
+        [again] = other.claim()
+    with third:
+        third.release()
+        [taken] = other.claim()
+    assert [(c.id, c.renew()) for c in (again, taken)] == [(i, None) for i in ids[1:]]
+
+
+def test_end_that_is_rolled_back_is_none(
+    session: SessionStore, other: SessionStore
+) -> None:
+    """G6: of a claim, and of a lease."""
+    ids = session.add_many([Task(), Task()])
+    claims = session.claim(2)
+    until = claims[0].lease_expires_at
+    for claim in claims:
+        claim.transition(State.SUBMITTED)
+    with pytest.raises(KeyError):
+        with session.transaction():
+            claims[0].renew()
+            claims[0].release()
+            claims[1].transition(State.TERMINATED)
+            raise KeyError
+    assert claims[0].lease_expires_at == until
+    for claim in claims:
+        claim.release()
+    assert {claim.id for claim in other.claim(5)} == {*ids}
+
+
+def test_child_that_unwinds_a_block_releases_nothing(
+    session: SessionStore, run_forked
+) -> None:
+    """G4, G6: its parent is still at work; what the child enters itself is its own."""
+    session.add_many([Task(), Task()])
+    [claim] = session.claim()
+
+    def child() -> None:
+        block.close()
+        with session.claim()[0] as own:
+            pass
+        with pytest.raises(LeaseLostError):
+            own.renew()
+
+    with ExitStack() as block:
+        block.enter_context(claim)
+        run_forked(child)
+        assert claim.renew() is None
+    with pytest.raises(LeaseLostError):
+        claim.renew()
 
 
 def test_exception_in_the_block_comes_through(
