@@ -28,6 +28,7 @@ from sessionstore.holder import Holder
 from sessionstore.index import Index
 from sessionstore.jobs import FREE, Job, check_holder
 from sessionstore.kept import KeptConnection
+from sessionstore.row_ids import fits
 from sessionstore.saving import Move, save_graph
 from sessionstore.serialization import state_of
 from sessionstore.states import states_from
@@ -259,14 +260,15 @@ def claim(
     """Claim up to ``number`` jobs, the oldest of those that nobody holds."""
     index, wanted = session._index, states_from(states) or ()
     check_attempts(max_attempts)
-    if number < 0:
+    if not isinstance(number, int) or number < 0 or not fits(number):
         raise ConfigurationError(f"{number} tasks cannot be claimed")
     if State.TERMINATED in wanted:
         raise TransitionError("no TERMINATED task can be claimed; redo() makes it NEW")
     microseconds = _microseconds(lease)
 
-    def work(kept: KeptConnection) -> list[Claim]:
+    def work(kept: KeptConnection) -> tuple[list[Claim], bool]:
         claims: list[Claim] = []
+        has_exhausted = False
         for _ in range(ATTEMPTS):
             missing = number - len(claims)
             jobs = index.leases.free(kept, index.id, wanted, missing)
@@ -274,15 +276,18 @@ def claim(
                 try:
                     if max_attempts is not None and job.attempts >= max_attempts:
                         exhaust(index, kept, job)
+                        has_exhausted = True
                     else:
                         claims.append(take(session, kept, job, microseconds))
                 except ConflictError:
                     log.debug("somebody else was first to claim task %s", job.job_id)
             if not jobs or len(claims) == number:
                 break
-        return claims
+        return claims, has_exhausted
 
-    claims = index.database.write(work)
+    claims, is_to_go_on = index.database.write(work)
+    while is_to_go_on and not claims:  # there may be one behind all that were ended
+        claims, is_to_go_on = index.database.write(work)
     if claims:
         index.compile_for_holders()
     return claims

@@ -292,6 +292,18 @@ def test_task_tried_too_often_is_terminated(session: SessionStore) -> None:
     assert session.history(first)[-1].info == "attempts exhausted"
 
 
+def test_tasks_tried_too_often_hide_none_behind_them(
+    session: SessionStore, other: SessionStore
+) -> None:
+    """However many they are: an empty list says that there is nothing to claim."""
+    ids = session.add_many([Task() for _ in range(13)])
+    for claim in session.claim(12):
+        claim.release()
+    assert [claim.id for claim in other.claim(max_attempts=1)] == ids[12:]
+    assert other.claim(max_attempts=1) == []
+    assert session.counts() == {State.NEW: 1, State.TERMINATED: 12}
+
+
 def test_holder_hears_what_is_requested(
     session: SessionStore, other: SessionStore
 ) -> None:
@@ -432,8 +444,9 @@ def test_wrong_arguments_are_refused(session: SessionStore) -> None:
     for lease in (0, -1, float("nan"), float("inf"), 1e300):
         with pytest.raises(ConfigurationError, match="lease"):
             session.claim(lease=lease)
-    with pytest.raises(ConfigurationError):
-        session.claim(-1)
+    for number in (-1, 1.5, float("inf"), 2**63):
+        with pytest.raises(ConfigurationError, match="cannot be claimed"):
+            session.claim(number)
     for ends_all in (session.claim, session.recover):
         with pytest.raises(ConfigurationError, match="max_attempts"):
             ends_all(max_attempts=0)
