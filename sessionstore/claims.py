@@ -226,6 +226,8 @@ class Claim:
         try:
             yield
         except NotFoundError as error:
+            if error.id != self.id:  # but of what is inside it
+                raise
             raise LeaseLostError(
                 f"task {self.id} is not in its session any more; stop working on it",
                 id=self.id,

@@ -18,6 +18,7 @@ from sessionstore import (
     ConflictError,
     DecodeError,
     LeaseLostError,
+    NotFoundError,
     SessionStore,
     State,
     Task,
@@ -436,6 +437,23 @@ def test_task_in_memory_is_as_the_last_holder_left_it(
     assert claim.task is task
     assert task.n == 1
     claim.save()
+
+
+def test_part_that_is_gone_is_no_lost_lease(
+    session: SessionStore, other: SessionStore
+) -> None:
+    """The error is the part's, and the claim holds."""
+    id_ = session.add(Task("flow", part=Task("part")))
+    [claim] = session.claim()
+    part = claim.task.part
+    other.remove(part.persistent_id)
+    part.n = 1
+    with pytest.raises(NotFoundError) as caught:
+        claim.save()
+    assert caught.value.id == part.persistent_id
+    claim.task.part = None
+    claim.save()
+    assert other.load(id_).part is None
 
 
 def test_wrong_arguments_are_refused(session: SessionStore) -> None:
