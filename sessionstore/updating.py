@@ -33,10 +33,11 @@ def update(session: Owner, key: int) -> Iterator[Any]:
             id=key,
         )
     pid = os.getpid()
-    task: Any = live
+    task: Any = None
     try:
         with index.database.transaction() as scope:
             check_holder(index.job(scope.kept, key), None)
+            task = live
             if task is None:
                 task = session.load(key)
             else:

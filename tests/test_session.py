@@ -417,6 +417,20 @@ def test_failed_update_takes_back_a_change_inside_a_container(
     assert task.words == ["a"]
 
 
+def test_refused_update_leaves_the_object(
+    session: SessionStore, other: SessionStore
+) -> None:
+    """Its holder may have changed what leaves no mark, and is yet to save it."""
+    id_ = session.add(Task("x", words=["a"]))
+    [claim] = session.claim()
+    claim.task.words.append("b")
+    with pytest.raises(ConflictError, match="claimed"):
+        with session.update(id_):
+            raise AssertionError
+    claim.save()
+    assert other.load(id_).words == ["a", "b"]
+
+
 def test_job_may_refer_to_what_is_not_in_its_session(
     session: SessionStore, database_url: str
 ) -> None:
