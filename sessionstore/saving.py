@@ -119,10 +119,11 @@ class _GraphWriter:
     def write(self, record: Record, is_root: bool) -> None:
         """Write one object's job, unless somebody else was first."""
         job = self._there.get(record.id)
-        if job is not None:
+        if is_root and not self._listed:
+            if job is None or job.session_id != self._index.id:
+                raise self._index.not_here(record.id)
+        elif job is not None:
             self._check_session(record, job)
-        if is_root and not self._listed and (job is None or job.session_id is None):
-            raise self._index.not_here(record.id)
         if job is None:
             self._insert(record, self._listed and is_root)
         else:

@@ -68,8 +68,13 @@ def test_task_is_in_one_session_at_most(
     id_ = session.add(task)
     with pytest.raises(ConflictError, match="another session"):
         second.add(task)
-    with pytest.raises(NotFoundError):
-        second.load(id_)
+    for call in (
+        lambda: second.load(id_),
+        lambda: second.save(task),
+        lambda: second.transition(task, State.SUBMITTED),
+    ):
+        with pytest.raises(NotFoundError):
+            call()
     session.forget(id_)
     assert id_ not in session
     assert id_ in session.store
