@@ -123,7 +123,7 @@ class Index:
     def row(self) -> SessionRow:
         """Return the session's row, or raise ConfigurationError if it is gone."""
         row = self.find()
-        if row is None:
+        if row is None or row.id != self.id:
             raise self._destroyed()
         return row
 
@@ -151,9 +151,9 @@ class Index:
 
     def finish(self) -> None:
         """Note that the session's work is done."""
-        self.database.write(
-            lambda kept: kept.change(self._finish, {"session": self.id})
-        )
+        session = {"session": self.id}
+        if not self.database.write(lambda kept: kept.change(self._finish, session)):
+            raise self._destroyed()
 
     # Its jobs
 

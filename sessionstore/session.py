@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
+from functools import partial
 from typing import Any, Self
 
 from sqlalchemy.engine import URL, Connection
@@ -78,7 +79,8 @@ class SessionStore:
 
     def __reduce__(self) -> tuple[Any, ...]:
         self.store._refuse_to_be_stored()
-        return SessionStore, (self.store, self.name)
+        # It was there: one that is destroyed meanwhile must not come back empty.
+        return partial(SessionStore, create=False), (self.store, self.name)
 
     def __repr__(self) -> str:
         return f"<SessionStore {self.name!r} in {self.store!r}>"

@@ -463,6 +463,27 @@ def test_destroyed_session_takes_no_more_jobs(
     assert len(later.store) == 0
 
 
+def test_destroyed_session_does_not_come_back(
+    session: SessionStore, database_url: str
+) -> None:
+    """Neither by a pickle of it, nor as another one that has its name."""
+    data = pickle.dumps(session)
+    session.destroy()
+    for call in (
+        lambda: pickle.loads(data),
+        lambda: SessionStore(database_url, session.name, create=False),
+    ):
+        with pytest.raises(ConfigurationError, match="there is no session"):
+            call()
+    namesake = SessionStore(database_url, session.name)
+    for call in (session.finish, lambda: session.created_at):
+        with pytest.raises(ConfigurationError, match="destroyed"):
+            call()
+    assert namesake.finished_at is None
+    namesake.finish()
+    assert namesake.finished_at is not None
+
+
 @pytest.mark.parametrize("number", [1, 2])
 def test_session_is_not_destroyed_under_an_addition(
     session: SessionStore, database_url: str, number: int
