@@ -217,22 +217,18 @@ class Index:
 
     # Removing
 
-    def remove(self, ids: Sequence[int]) -> None:
+    def remove(self, kept: KeptConnection, ids: Sequence[int]) -> None:
         """Remove those of the objects that are in this session, for good."""
-
-        def work(kept: KeptConnection) -> None:
-            jobs = self.jobs.read(kept, ids, lock=True).values()
-            gone = [job.job_id for job in jobs if job.session_id == self.id]
-            for job in jobs:
-                if job.session_id == self.id:
-                    check_holder(job, None)
-            for key in gone:
-                self.objects.delete(kept, key)
-            self.jobs.remove(kept, gone)
-            self.history.remove(kept, gone)
-            self.changes.note(self.id)
-
-        self.database.write(work)
+        jobs = self.jobs.read(kept, ids, lock=True).values()
+        gone = [job.job_id for job in jobs if job.session_id == self.id]
+        for job in jobs:
+            if job.session_id == self.id:
+                check_holder(job, None)
+        for key in gone:
+            self.objects.delete(kept, key)
+        self.jobs.remove(kept, gone)
+        self.history.remove(kept, gone)
+        self.changes.note(self.id)
 
     def destroy(self) -> None:
         """Remove the session with all its objects."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from sessionstore.decoding import fill
@@ -14,7 +15,9 @@ from sessionstore.kept import KeptConnection
 from sessionstore.persistable import Persistable, is_persistable, mark
 from sessionstore.serialization import Row
 
-__all__ = ["each", "load", "refresh", "workflow"]
+__all__ = ["each", "load", "refresh", "stored_workflow", "workflow"]
+
+log = logging.getLogger(__name__)
 
 #: Objects that an iteration has in memory at once.
 BATCH = 50
@@ -91,6 +94,26 @@ def refresh(index: Index, task: Persistable) -> None:
             _adopt(identities, obj, decoded.rows[object_id])
 
     index.database.read(work)
+
+
+def stored_workflow(index: Index, kept: KeptConnection, key: int) -> Sequence[int]:
+    """Return the IDs of an object and of the ``tasks`` inside it, as they are stored.
+
+    What is live of them may be older, or newer, than that.  Of one that cannot be read
+    it is the object's alone.
+    """
+
+    def fetch(ids: Sequence[int]) -> Mapping[int, Row]:
+        return index.fetch(kept, ids, {key})
+
+    decoded = index.objects.decode([key], fetch([key]), fetch, live=lambda _: None)
+    ids = {id(obj): object_id for object_id, obj in decoded.objects.items()}
+    try:
+        parts = workflow([decoded.only(key)])
+    except DecodeError:
+        log.warning("what is inside object %s, which cannot be read, is not known", key)
+        return [key]
+    return [ids[id(part)] for part in parts if id(part) in ids]
 
 
 def each(index: Index) -> Iterator[tuple[int, Any, LoadError | None]]:

@@ -141,24 +141,20 @@ class SessionStore:
         index.database.write(work)
 
     def remove(self, id_: object) -> None:
-        """Remove an object and, recursively, those in its ``tasks``, for good.
+        """Remove an object and, recursively, those in its stored ``tasks``, for good.
 
         Of one that cannot be read, those inside it stay.
 
         Raises ConflictError if any of them is claimed; nothing is removed then.
         NotFoundError if it is not in this session.
         """
-        key = key_of(id_)
-        ids = [key]
-        try:
-            task = self.load(key)
-        except DecodeError:
-            log.warning("removing object %s, which cannot be read", key)
-        else:
-            # What is in another store, or in none, has no row here.
-            known = map(self._identities.known_id, reading.workflow([task]))
-            ids = [id_ for id_ in known if id_ is not None]
-        self._index.remove(ids)
+        key, index = key_of(id_), self._index
+
+        def work(kept: KeptConnection) -> None:
+            index.job(kept, key)  # locked, so that nothing is put into it meanwhile
+            index.remove(kept, reading.stored_workflow(index, kept, key))
+
+        index.database.write(work)
 
     def update(self, id_: object) -> AbstractContextManager[Any]:
         """Read an object under a lock, and save at the block's end what it changed.

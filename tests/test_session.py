@@ -557,6 +557,19 @@ def test_tasks_may_be_any_attribute(session: SessionStore, tasks: object) -> Non
     assert len(session.store) == 0
 
 
+def test_removing_takes_what_others_have_put_inside(
+    session: SessionStore, other: SessionStore
+) -> None:
+    """Else it would be left over, with nothing that leads to it."""
+    flow = Task("flow", tasks=[Task("a")])
+    id_ = session.add(flow)
+    with other.update(id_) as theirs:
+        theirs.tasks.append(Task("b", tasks=[Task("c")]))
+    session.remove(id_)
+    assert session.store.list() == []
+    assert flow.persistent_id is None
+
+
 def test_removing_spares_what_only_looks_like_a_part(
     session: SessionStore, tmp_path: Path
 ) -> None:
