@@ -312,7 +312,7 @@ class JobTable:
         )
 
     def lock_all(self, kept: KeptConnection, session_id: int) -> list[int]:
-        """Let none of a session's objects, nested ones too, leave it; return the IDs."""
+        """Let no object leave a session, nested ones included; return their IDs."""
         rows = kept.rows(self._lock_all, {"session": session_id})
         return [job_id for (job_id,) in rows]
 
