@@ -64,10 +64,14 @@ def reading(session: SessionStore) -> Callable[..., int]:
     session_id = listing.session_id(session.name)
     engine = create_engine(session.store.url, isolation_level="AUTOCOMMIT")
     pages = listing.pages
-    if engine.dialect.name == "postgresql":
+    analyze = {
+        "postgresql": "ANALYZE",
+        "mysql": "ANALYZE TABLE store_job, store_transition",
+    }
+    if engine.dialect.name in analyze:
         with engine.connect() as connection:
-            # What autovacuum does by itself, in its own time.
-            connection.exec_driver_sql("ANALYZE")
+            # What servers do by themselves, in their own time.
+            connection.exec_driver_sql(analyze[engine.dialect.name])
 
     def read(wanted: Filter | None, *, after: int | None = None, **order: Any) -> int:
         row = None if after is None else listing.job(session_id, after)
