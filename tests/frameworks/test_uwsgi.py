@@ -22,6 +22,9 @@ COMMAND = (
     *("--die-on-term", "--no-orphans", "--http-socket", "socket"),
     *("--module", "tests.frameworks.wsgi"),
 )
+pytestmark = pytest.mark.skipif(
+    sys.version_info >= (3, 15), reason="uWSGI has no wheel for it yet"
+)
 NO_HOOKS = pytest.param((), id="no-hooks")
 CHILDS_HOOK = pytest.param(
     ("--py-call-osafterfork",),
