@@ -92,8 +92,8 @@ class Guard:
         event.listen(engine, "rollback", _before_end)
         event.listen(engine, "rollback_savepoint", _before_savepoint_ends)
         event.listen(engine, "reset", _before_reset)
+        event.listen(engine, "before_cursor_execute", refuse_inherited, retval=True)
         if close_idle is None:
-            refuse_inherited(engine)
             event.listen(engine, "checkout", self._on_checkout)
             event.listen(engine, "checkin", self._on_checkin)
             event.listen(engine, "handle_error", _show_fork_error)
@@ -252,18 +252,17 @@ def is_in_memory(dialect: Any, url: URL) -> bool:
     )
 
 
-def refuse_inherited(target: Engine | Connection) -> None:
-    """Let statements that the parent's connections are given in a child be ForkError.
+def refuse_inherited(
+    connection: Connection, cursor: object, statement: str, parameters: Any, *_: object
+) -> tuple[str, Any]:
+    """Raise ForkError for a statement on a connection that is the parent's.
 
-    After a fork from C nobody else would see them.
+    After a fork from C nobody else would see it.  It listens to each guarded engine.
     """
-    event.listen(target, "before_cursor_execute", _before_statement)
-
-
-def _before_statement(connection: Connection, *_: object) -> None:
     gate.notice_fork()
     if _is_parents(connection):
         raise ForkError(PARENTS)
+    return statement, parameters
 
 
 def _before_end(connection: Connection) -> None:

@@ -62,8 +62,6 @@ class KeptConnection:
         dbapi: Any = connection.dialect.dbapi
         self._errors = (dbapi.Error, DBAPIError, PendingRollbackError)
         self._is_direct = settings.begin is not None and not _is_watched(connection)
-        # For the statements of callers, who are given it in a transaction.
-        refuse_inherited(connection)
 
     def rows(
         self, statement: Statement, parameters: Parameters = _NONE
@@ -292,7 +290,8 @@ class KeptConnection:
 def _is_watched(connection: Connection) -> bool:
     engine: Any = connection.engine
     return engine.logger.isEnabledFor(logging.INFO) or any(
-        getattr(engine.dispatch, f"{when}_{what}")
+        watcher is not refuse_inherited
         for when in ("before", "after")
         for what in ("execute", "cursor_execute")
+        for watcher in getattr(engine.dispatch, f"{when}_{what}")
     )

@@ -493,10 +493,9 @@ def claim_eight(bench: Bench) -> Duel:
     mariadb=15.0,
 )
 def worker_first_write(bench: Bench) -> Iterator[float]:
-    url = bench.new_url()
-    session, other = bench.session(url), bench.session(url)
+    session = bench.session(bench.new_url())
     while True:
-        other.add(sample(0))
+        session.add(sample(0))  # and dropped, so that the worker has to read it
         [claim] = session.claim()
         yield daemon.first_write_ms(session, claim)
 
