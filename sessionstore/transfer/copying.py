@@ -101,7 +101,7 @@ def export(
     verify: bool = False,
     progress: Progress = silent,
 ) -> Transfer:
-    """Write a store, or one ``session`` of it, to an archive, a new file.
+    """Write a store, or one ``session`` of it, to a new archive file.
 
     With ``verify`` the file is read back.  The other parameters are those of ``copy``.
 

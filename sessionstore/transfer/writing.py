@@ -167,7 +167,7 @@ class StoreWriter:
         if (row[1], row[2]) != (session.created_at, session.finished_at):
             raise ConflictError(
                 f"{self.name} has another session {session.name!r}; give the one that "
-                "comes another name, or rename or destroy that one"
+                "comes another name, or destroy that one"
             )
         return int(row[0])
 
