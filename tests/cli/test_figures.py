@@ -80,6 +80,9 @@ def test_ends_are_counted_where_they_were() -> None:
     assert found.ended == [2, 1, 0, 0, 0, 0, 0, 0, 0, 1]
     assert found.stays[State.NEW].number == 5
     assert found.stays[State.UNKNOWN].number == 4
+    minute = found.stays[State.NEW].quantile(1)
+    assert minute is not None
+    assert minute / timedelta(minutes=1) == pytest.approx(1, rel=0.01)
 
 
 def test_failures_are_counted_once_by_reason() -> None:
@@ -92,14 +95,16 @@ def test_failures_are_counted_once_by_reason() -> None:
         ("RUNNING", 0), ("UNKNOWN", 1, "lost"), ("RUNNING", 2), ("TERMINATED", 3, "", 0)
     )
     given_up = life(
-        ("RUNNING", 0), ("UNKNOWN", 1, "lost"), ("TERMINATED", 2, "gave up")
+        ("RUNNING", 0), ("UNKNOWN", 1, "lost too"), ("TERMINATED", 2, "gave up")
     )
-    found = figures([ok, silent, bad, bad, mute, again, given_up])
+    left = life(("RUNNING", 0), ("UNKNOWN", 1))
+    found = figures([ok, silent, bad, bad, mute, again, given_up, left])
     assert found.failures == {
         "disk full": 2,
         "returncode 9": 1,
         "lost": 1,
         "gave up": 1,
+        "UNKNOWN without a reason": 1,
     }
 
 
