@@ -31,6 +31,7 @@ from sessionstore.schema import Schema
 from sessionstore.serialization import Row
 from sessionstore.statements import ByIds, Statement, among
 from sessionstore.task import State
+from sessionstore.witnesses import Witnesses
 
 __all__ = [
     "FREE",
@@ -96,17 +97,7 @@ class JobTable:
         self._insert = Statement(insert(table))
         self._append = Statement(_appending(schema))
         self._update: dict[frozenset[str], Statement] = {}
-        sessions = schema.sessions
-        self._wait_for_session = Statement(
-            select(sessions.c.id)
-            .where(sessions.c.id == bindparam("session"))
-            .with_for_update()
-        )
-        self._read_write = Statement(
-            select(table.c.write_id, table.c.revision)
-            .where(table.c.job_id == bindparam("id"))
-            .with_for_update()
-        )
+        self._witnesses = Witnesses(database, schema)
         self._delete = ByIds(
             lambda names: delete(table).where(among(table.c.job_id, names))
         )
@@ -161,7 +152,9 @@ class JobTable:
         if not rows:
             return
         session_id = rows[0]["session_id"]
-        write_id = self._witness(rows[0]["job_id"], _NEW["revision"], session_id)
+        write_id = self._witnesses.write_id(
+            rows[0]["job_id"], _NEW["revision"], session_id
+        )
         kept.change_many(
             self._insert, [{**_NEW, "write_id": write_id, **row} for row in rows]
         )
@@ -175,7 +168,7 @@ class JobTable:
         This is what ``insert`` does, with its position and its time found out in the
         same statement.
         """
-        write_id = self._witness(row["job_id"], _NEW["revision"], session_id)
+        write_id = self._witnesses.write_id(row["job_id"], _NEW["revision"], session_id)
         session = {"session": session_id, "session_name": name}
         if kept.change(self._append, {**row, **session, "write_id": write_id}) != 1:
             return False
@@ -206,7 +199,7 @@ class JobTable:
         Raises ConflictError if the row is not at ``job.revision`` any more.
         """
         revision = job.revision + 1
-        values["write_id"] = self._witness(job.job_id, revision, None)
+        values["write_id"] = self._witnesses.write_id(job.job_id, revision, None)
         statement = self._updating(frozenset(values))
         parameters = {
             **values,
@@ -249,35 +242,7 @@ class JobTable:
         """Delete rows."""
         for statement, parameters in self._delete.parts(ids):
             kept.change(statement, parameters)
-        scope = self._database.scope
-        if scope is not None and ids:
-            gone = {"id": ids[0]}
-            scope.has_landed = lambda kept: kept.row(self._read_write, gone) is None
-
-    def _witness(self, job_id: int, revision: int, session_id: int | None) -> str:
-        """Return the write ID for a row, which is to tell whether it was committed.
-
-        ``session_id`` is given for a row that is new: it is locked by its session's
-        row, while it is not there yet for others to wait for.
-        """
-        scope = self._database.scope
-        assert scope is not None
-        write_id, is_new = scope.write_id, session_id is not None
-
-        def has_landed(kept: KeptConnection) -> bool | None:
-            # The server may still be at work on the commit: both reads wait for it.
-            if is_new:
-                kept.row(self._wait_for_session, {"session": session_id})
-            row = kept.row(self._read_write, {"id": job_id})
-            if row is None:
-                return False if is_new else None
-            if row[0] == write_id or is_new:
-                return True
-            # Whoever wrote it after us has written over what would tell.
-            return None if row[1] >= revision else False
-
-        scope.has_landed = has_landed
-        return write_id
+        self._witnesses.removed(ids)
 
     def fetch(
         self, kept: KeptConnection, ids: Sequence[int]

@@ -208,6 +208,63 @@ def test_callers_own_transaction_is_not_repeated(
         assert len(other) == 2
 
 
+@LOSSES
+def test_removal_tells_of_nothing_else(
+    session: SessionStore,
+    other: SessionStore,
+    proxy: Proxy,
+    loss: Loss,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """G1: what was added in the block is gone in any case, and others remove too."""
+    id_, second = session.add_many([Task(), Task()])
+    connections = session._index.database.connections
+    opened = connections.open
+
+    def open_late() -> object:
+        if proxy.lost and second in other:
+            other.remove(second)
+        return opened()
+
+    proxy.loss = loss
+    block = session.transaction()
+    block.__enter__()
+    session.transition(id_, State.SUBMITTED)
+    session.remove(second)
+    added = session.add_many([Task(), Task()])
+    session.remove(added[0])
+    monkeypatch.setattr(connections, "open", open_late)
+    if loss is Loss.ANSWER:
+        block.__exit__(None, None, None)
+        assert states(other, id_) == ["NEW", "SUBMITTED"]
+        assert len(other) == 2
+    else:
+        with pytest.raises(StoreUnavailableError, match="rolled back"):
+            block.__exit__(None, None, None)
+        assert states(other, id_) == ["NEW"]
+        assert len(other) == 1
+
+
+@LOSSES
+def test_what_is_added_and_changed_tells(
+    session: SessionStore, other: SessionStore, proxy: Proxy, loss: Loss
+) -> None:
+    """G2: it is there if the transaction was committed, and not otherwise."""
+    session.remove(session.add(Task()))
+    proxy.loss = loss
+    block = session.transaction()
+    block.__enter__()
+    session.transition(session.add(Task()), State.SUBMITTED)
+    if loss is Loss.ANSWER:
+        block.__exit__(None, None, None)
+        assert len(other) == 1
+    else:
+        with pytest.raises(StoreUnavailableError, match="rolled back") as caught:
+            block.__exit__(None, None, None)
+        assert not caught.value.outcome_unknown
+        assert len(other) == 0
+
+
 @pytest.mark.parametrize("loss", Loss, ids=lambda loss: loss.name.lower())
 def test_without_the_write_id_the_outcome_is_unknown(
     session: SessionStore,
@@ -218,7 +275,7 @@ def test_without_the_write_id_the_outcome_is_unknown(
     """G2: the tests above would see it."""
     id_ = session.add(Task())
     monkeypatch.setattr(
-        "sessionstore.jobs.JobTable._witness", lambda *_: "nobody asks for it"
+        "sessionstore.witnesses.Witnesses.write_id", lambda *_: "nobody asks for it"
     )
     proxy.loss = loss
     with pytest.raises(StoreUnavailableError) as caught:
@@ -271,3 +328,20 @@ def test_refused_commit_is_no_write(database_url: str, other: SessionStore) -> N
     assert len(other) == 0
     session.add(task)
     assert len(other) == 1
+
+
+@LOSSES
+def test_where_no_row_tells_nobody_guesses(
+    session: SessionStore, proxy: Proxy, loss: Loss
+) -> None:
+    """G1: what is gone whether or not it was added says nothing of the rest."""
+    session.remove(session.add(Task()))
+    proxy.loss = loss
+    block = session.transaction()
+    block.__enter__()
+    ids = session.add_many([Task(), Task(), Task()])
+    session.remove(ids[0])
+    session.remove(ids[1])
+    with pytest.raises(StoreUnavailableError) as caught:
+        block.__exit__(None, None, None)
+    assert caught.value.outcome_unknown
