@@ -155,11 +155,13 @@ class Claim:
         Raises ConflictError if another copy of this claim has changed it since it was
         read; EncodeError if it cannot be stored.
         """
+        index = self._session._index
         with self._held():
-            save_graph(
-                self._session._index, [self.task], listed=False, token=self.token
-            )
-        self._note(_is_over=state_of(self.task) == State.TERMINATED)
+            task = self.task
+            if not self._is_here(task):
+                raise index.not_here(self.id)
+            save_graph(index, [task], listed=False, token=self.token)
+        self._note(_is_over=state_of(task) == State.TERMINATED)
         return self.id
 
     def transition(
@@ -177,8 +179,9 @@ class Claim:
         """
         index, move = self._session._index, Move.asked(to, expect, info, returncode)
         with self._held():
-            if self._task is not None and self._task.changed:
-                made = move_task(index, self._task, move, self.token)
+            task = self._task
+            if task is not None and task.changed and self._is_here(task):
+                made = move_task(index, task, move, self.token)
             else:
                 made = move_job(index, self.id, move, self.token)
         self._note(_is_over=made.to_state == State.TERMINATED)
@@ -207,6 +210,11 @@ class Claim:
         with self._held():
             index.database.write(work)
         self._note(_is_over=True)
+
+    def _is_here(self, task: object) -> bool:
+        """Say whether an object stands for the task's row still."""
+        known_id = self._session._index.objects.identities.known_id
+        return known_id(task) == self.id
 
     def _note(self, **values: object) -> None:
         """Set attributes, until the transaction rolls back."""

@@ -439,6 +439,24 @@ def test_task_in_memory_is_as_the_last_holder_left_it(
     claim.save()
 
 
+def test_holder_of_what_was_destroyed_is_refused(session: SessionStore) -> None:
+    """G6: also in the process that destroyed it, where the object is live."""
+    session.add(Task())
+    [claim] = session.claim()
+    claim.task.n = 1
+    session.destroy()
+    writes: list[Callable[[], object]] = [
+        claim.renew,
+        claim.save,
+        claim.release,
+        lambda: claim.transition(State.SUBMITTED),
+    ]
+    for write in writes:
+        with pytest.raises(LeaseLostError, match="not in its session"):
+            write()
+    assert claim.task.n == 1
+
+
 def test_part_that_is_gone_is_no_lost_lease(
     session: SessionStore, other: SessionStore
 ) -> None:
