@@ -114,14 +114,18 @@ class Claim:
 
         Raises DecodeError if it cannot be read; its state can still be changed.
         """
-        if self._task is None:
+        task = self._task
+        if task is None:
             task = self._session.load(self.id)
             if (task._revision or 0) < self._revision:
                 # It was in memory before the claim, and nobody may write what is
                 # older than what another holder wrote since.
                 self._session.refresh(task)
             self._task = task
-        return self._task
+        elif task._revision is None and not task.changed and self._is_here(task):
+            # It was read in a transaction that was rolled back.
+            self._session.refresh(task)
+        return task
 
     def renew(self) -> str | None:
         """Let the lease last ``lease`` seconds from now; return what is requested.

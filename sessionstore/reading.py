@@ -87,9 +87,12 @@ def refresh(index: Index, task: Persistable) -> None:
             raise DecodeError(
                 f"object {key} cannot be read again in place: {error}", id=key
             ) from error
-        del decoded.objects[key]
-        identities.adopt(decoded.objects)
         decoded.objects[key] = task
+        live = identities.live(key)
+        # After a rollback nothing may be live here, and then it is this one.
+        identities.adopt(
+            {i: obj for i, obj in decoded.objects.items() if i != key or live is None}
+        )
         for object_id, obj in decoded.objects.items():
             _adopt(identities, obj, decoded.rows[object_id])
 

@@ -474,6 +474,25 @@ def test_part_that_is_gone_is_no_lost_lease(
     assert other.load(id_).part is None
 
 
+def test_task_that_was_read_before_a_rollback_is_read_again(
+    session: SessionStore, other: SessionStore
+) -> None:
+    """G3: and is the live one, so that it keeps up with what the holder writes."""
+    id_ = other.add(Task(n=0))
+    [claim] = session.claim()
+    with pytest.raises(KeyError):
+        with session.transaction():
+            task = claim.task
+            raise KeyError
+    assert claim.task is task
+    assert session.load(id_) is task
+    claim.transition(State.SUBMITTED)
+    task.n = 1
+    claim.save()
+    other.store.invalidate_cache()
+    assert other.load(id_).n == 1
+
+
 def test_wrong_arguments_are_refused(session: SessionStore) -> None:
     """Nothing is claimed by a call that makes no sense."""
     session.add(Task())
