@@ -252,4 +252,5 @@ def _returncode_of(record: Record) -> int | None:
         return None
     if not fits(returncode):
         raise EncodeError(f"the returncode {returncode} exceeds 64 bits", id=record.id)
-    return returncode
+    # PostgreSQL takes no True for a number.
+    return int(returncode)

@@ -35,7 +35,7 @@ def move_job(
         job = index.job(kept, key)
         check_holder(job, token)
         check_move(job, move.to, move.expect)
-        values = {} if returncode is None else {"returncode": returncode}
+        values = {} if returncode is None else {"returncode": int(returncode)}
         return record(index, kept, job, move.to, move.info, token, values)
 
     return index.database.write(work)

@@ -374,6 +374,17 @@ def test_redo_makes_a_terminated_task_new(session: SessionStore) -> None:
     assert len(session.history(id_)) == 4
 
 
+def test_returncode_may_be_a_truth_value(session: SessionStore) -> None:
+    """As of a program that asks whether its command failed, on each database."""
+    task = Task()
+    task.execution.returncode = True
+    id_ = session.add(task)
+    session.transition(id_, State.UNKNOWN, returncode=False)
+    session.transition(id_, State.TERMINATED, returncode=True)
+    assert [entry.returncode for entry in session.history(id_)] == [1, 0, 1]
+    assert session.load(id_).execution.returncode == 1
+
+
 def test_hostile_info_is_recorded(session: SessionStore) -> None:
     """A transition is never refused for what its info holds."""
     id_ = session.add(Task())
