@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from cryptography.fernet import MultiFernet
 
 __all__ = ["EncryptedSerializer"]
+
+_TOKEN = re.compile(rb"[\w=-]*", re.ASCII)
 
 
 class EncryptedSerializer:
@@ -69,9 +72,11 @@ class EncryptedSerializer:
                 "save it again"
             )
         try:
-            decrypted = self._fernet.decrypt(payload)
             # Fernet also reads a token with other characters in it, or other bits
             # that base64 does not use, as long as the bytes are the same.
+            if not _TOKEN.fullmatch(payload):
+                raise InvalidToken
+            decrypted = self._fernet.decrypt(payload)
             if base64.urlsafe_b64encode(base64.urlsafe_b64decode(payload)) != payload:
                 raise InvalidToken
         except InvalidToken:
