@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -80,13 +80,16 @@ def make_cli() -> Iterator[Callable[[Path, str], Cli]]:
     yield make
     for cli in made:
         pid = instance.running(cli.spool)
-        if pid is not None:
+        if pid is None:
+            continue
+        with suppress(psutil.NoSuchProcess):  # it may be about to end by itself
+            daemon = psutil.Process(pid)
             # Its workers too: a test that failed may have left them waiting.
-            processes = psutil.Process(pid).children(recursive=True)
-            os.kill(pid, signal.SIGTERM)
-            _, left = psutil.wait_procs([psutil.Process(pid)], timeout=20)
+            processes = daemon.children(recursive=True)
+            daemon.terminate()
+            _, left = psutil.wait_procs([daemon], timeout=20)
             for process in left + processes:
-                if process.is_running():
+                with suppress(psutil.NoSuchProcess):
                     process.kill()
 
 

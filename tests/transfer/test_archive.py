@@ -7,11 +7,13 @@ import hashlib
 import json
 import random
 import stat
+import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sessionstore import ConfigurationError, SessionStore, StoreError, Task
@@ -118,11 +120,14 @@ def test_archive_whose_content_was_cut_is_refused(
 
 
 def test_flipped_byte_is_found_wherever_it_is(archive: Path, target_url: str) -> None:
-    """But for gzip's own header, which says nothing about the content."""
+    """But for gzip's own header, and the bits that fill the last block's last byte."""
     whole = archive.read_bytes()
     for place in random.Random(2).sample(range(10, len(whole)), 60):
         flipped = bytearray(whole)
         flipped[place] ^= 1 << place % 8
+        with suppress(OSError, EOFError, zlib.error):
+            if gzip.decompress(flipped) == gzip.decompress(whole):
+                continue
         archive.write_bytes(flipped)
         refused(archive, target_url, "is damaged")
 
@@ -197,6 +202,7 @@ _LINES = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(lines=_LINES)
 def test_hostile_lines_are_refused(
     lines: list[object], tmp_path_factory: pytest.TempPathFactory
