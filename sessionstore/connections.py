@@ -19,9 +19,10 @@ from sqlalchemy.engine import URL, Connection, ExceptionContext, create_engine
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.pool import NullPool, StaticPool
 
-from sessionstore import dialects, fork, silence
+from sessionstore import dialects, hooks, silence
 from sessionstore.errors import ConfigurationError, SessionStoreError
 from sessionstore.failures import translated
+from sessionstore.guard import Guard, is_in_memory
 from sessionstore.kept import KeptConnection
 
 __all__ = ["Connections"]
@@ -81,7 +82,7 @@ class Connections:
     def _open_engine(self) -> None:
         dialect = dialects.load_dialect(self.url)
         self.settings = dialects.settings_of(dialect)
-        self.is_in_memory = fork.is_in_memory(dialect, self.url)
+        self.is_in_memory = is_in_memory(dialect, self.url)
         keywords: dict[str, Any] = {
             "poolclass": StaticPool if self.is_in_memory else NullPool,
             # Payloads and passwords must not show in the text of an exception.
@@ -109,7 +110,7 @@ class Connections:
         event.listen(self.engine, "handle_error", _weakly(self._on_error))
         event.listen(self.engine, "connect", _weakly(self._configure))
         event.listen(self.engine, "do_connect", _weakly(self._before_connect))
-        self._guard = fork.Guard(
+        self._guard = Guard(
             self.engine,
             close_idle=_weakly(self._close_idle),
             reset=_weakly(self._reset_in_child),
@@ -161,11 +162,11 @@ class Connections:
         # Whoever waits for a turn must not be inside the gate meanwhile.
         if self._turn is not None:
             self._turn.acquire()
-        fork.gate.enter()
+        hooks.gate.enter()
 
     def leave(self) -> None:
         """End what ``enter`` began."""
-        fork.gate.leave()
+        hooks.gate.leave()
         if self._turn is not None:
             self._turn.release()
 
@@ -244,7 +245,7 @@ class Connections:
         One that another thread does not give up in time is closed at that one's next
         call.
         """
-        with fork.gate.closed(fork.WAIT):
+        with hooks.gate.closed(hooks.WAIT):
             for reference in list(self._opened.values()):
                 kept = reference()
                 if kept is not None and kept.is_busy:
@@ -256,7 +257,7 @@ class Connections:
     def _thread_ended(self, thread: int) -> None:
         kept = self._kept.get(thread)
         if kept is not None:
-            with fork.gate.inside():
+            with hooks.gate.inside():
                 self.discard(kept)
 
     # At a fork

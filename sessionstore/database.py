@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy.engine import URL
 
-from sessionstore import dialects, fork
+from sessionstore import dialects, hooks
 from sessionstore.connections import Connections
 from sessionstore.errors import SessionStoreError, StoreError
 from sessionstore.failures import (
@@ -85,12 +85,12 @@ class Database:
 
     def transaction(self) -> Transaction:
         """Commit all that this thread does in the block at once, or nothing."""
-        fork.gate.notice_fork()
+        hooks.gate.notice_fork()
         return Transaction(self.connections, self.scopes)
 
     def read(self, work: Work[T]) -> T:
         """Run ``work``, which only reads, again if its connection was lost."""
-        fork.gate.notice_fork()
+        hooks.gate.notice_fork()
         scope = self.scope
         if scope is not None:
             return work(scope.kept)
@@ -101,7 +101,7 @@ class Database:
 
         Inside a caller's own transaction nothing is tried again.
         """
-        fork.gate.notice_fork()
+        hooks.gate.notice_fork()
         if self.scope is not None:
             return self._write_once(work)
         if is_one_statement and self.settings.begin is not None:
@@ -111,14 +111,14 @@ class Database:
     def _without_begin(self, work: Work[T]) -> T:
         connections = self.connections
         connections.enter()
-        pid, kept = fork.gate.pid, None
+        pid, kept = hooks.gate.pid, None
         try:
             kept = connections.of_thread()
             kept.is_busy = True
             return work(kept)
         finally:
             # A child that ``work`` forked has entered nothing.
-            if pid == fork.gate.pid:
+            if pid == hooks.gate.pid:
                 if kept is not None:
                     kept.is_busy = False
                     kept.end_logical_transaction()
@@ -161,7 +161,7 @@ class Database:
     @contextmanager
     def aside(self) -> Iterator[KeptConnection]:
         """Give another connection, whose writes commit at once, for a moment."""
-        with fork.gate.inside():
+        with hooks.gate.inside():
             kept = self.connections.open()
             kept.is_busy = True
             try:

@@ -17,7 +17,8 @@ from sessionstore import dialects
 from sessionstore.dialects import Patience
 from sessionstore.errors import ForkError, SessionStoreError, StoreError
 from sessionstore.failures import failure, of_sqlalchemy
-from sessionstore.fork import gate, refuse_inherited
+from sessionstore.guard import refuse_inherited
+from sessionstore.hooks import gate
 from sessionstore.inherited import descriptor_of
 from sessionstore.statements import Parameters, Statement
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Column, bindparam, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from sessionstore import fork
+from sessionstore import hooks
 from sessionstore.counter import IdCounter
 from sessionstore.database import Database
 from sessionstore.decoding import decode
@@ -90,7 +90,7 @@ class ObjectTable:
 
     def prepare(self) -> None:
         """Make or check the tables, once in a process; to be called first of all."""
-        fork.gate.notice_fork()
+        hooks.gate.notice_fork()
         if self._is_ready:
             return
         if not self.database.read(lambda kept: kept.patiently(self._is_complete, kept)):

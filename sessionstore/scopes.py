@@ -28,7 +28,7 @@ from sessionstore.failures import (
     of_sqlalchemy,
     unanswered,
 )
-from sessionstore.fork import gate
+from sessionstore.hooks import gate
 from sessionstore.kept import KeptConnection
 
 __all__ = ["Scope", "Scopes", "Transaction"]

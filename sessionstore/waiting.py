@@ -17,7 +17,7 @@ from typing import Protocol
 
 from sqlalchemy import text
 
-from sessionstore import fork
+from sessionstore import hooks
 from sessionstore.database import Database
 from sessionstore.dialects import Telling
 from sessionstore.errors import StoreError, StoreUnavailableError
@@ -148,13 +148,13 @@ class _Listening:
     interval = _LONG
 
     def __init__(self, database: Database, channel: str) -> None:
-        with fork.gate.inside():
+        with hooks.gate.inside():
             self._kept = database.connections.open()
             self._kept.command(f"LISTEN {channel}")
         self.descriptor: int | None = descriptor_of(self._kept.driver)
 
     def look(self) -> bool:
-        with fork.gate.inside():
+        with hooks.gate.inside():
             return bool(self._kept.notifications())
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from sqlalchemy import create_engine, event, text
 from sqlalchemy.pool import NullPool
 
-from sessionstore import ForkError, fork
+from sessionstore import ForkError, hooks
 from tests.fork import wire
 from tests.fork.matrix import Cell, Child, Database, Way
 from tests.fork.subjects import NAIVE, SUBJECTS, Subject
@@ -191,7 +191,7 @@ def play(cell: Cell, place: Place) -> None:
     subject = SUBJECTS[cell.subject](place.url)
     scene = Scene(cell, place, subject)
     if cell.way is not Way.WRITERS:
-        fork.WAIT = WAIT_IN_VAIN
+        hooks.WAIT = WAIT_IN_VAIN
     try:
         play_parent(scene)
     except UnwindError:
