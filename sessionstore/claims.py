@@ -67,7 +67,8 @@ class Claim:
     It goes on being good in a forked child, and crosses pickling: it has its session
     with it, which works in any process.  (Pickled it is the session's recipe, so that
     the other process opens connections of its own, and the task is read there anew.)
-    All copies are one claim: the supervisor may renew it while its worker writes.
+    All copies are one claim: the supervisor may renew it while its worker writes.  Its
+    holder is the process that claimed; when that has ended, the claim is recovered.
 
     A ``with`` block releases it at its end, whichever way it ends, in the process that
     entered it.  Each call raises LeaseLostError once the lease has passed to another,
