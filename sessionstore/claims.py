@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol, Self
 
+from sessionstore.clock import instant
 from sessionstore.errors import (
     ConfigurationError,
     ConflictError,
@@ -23,7 +24,7 @@ from sessionstore.errors import (
     SessionStoreError,
     TransitionError,
 )
-from sessionstore.history import Transition, instant
+from sessionstore.history import Transition
 from sessionstore.holder import Holder
 from sessionstore.index import Index
 from sessionstore.jobs import FREE, Job, check_holder

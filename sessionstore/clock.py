@@ -1,7 +1,11 @@
-"""The database's own clock, by which all that hosts compare is timed."""
+"""The database's own clock, by which all that hosts compare is timed.
+
+The tables have its instants as microseconds since 1970, UTC.
+"""
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import BigInteger
@@ -10,7 +14,9 @@ from sqlalchemy.sql.functions import FunctionElement
 
 from sessionstore.errors import ConfigurationError
 
-__all__ = ["Now"]
+__all__ = ["Now", "instant", "maybe_instant", "microseconds"]
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Now(FunctionElement[int]):
@@ -44,3 +50,18 @@ def _now_postgresql(element: Now, compiler: Any, **keywords: Any) -> str:
 @compiles(Now, "mysql", "mariadb")
 def _now_mysql(element: Now, compiler: Any, **keywords: Any) -> str:
     return "TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6))"
+
+
+def instant(at: int) -> datetime:
+    """Return an instant of the tables as an aware datetime."""
+    return _EPOCH + timedelta(microseconds=at)
+
+
+def maybe_instant(at: int | None) -> datetime | None:
+    """Return an instant of the tables, or None where there is none."""
+    return None if at is None else instant(at)
+
+
+def microseconds(at: datetime) -> int:
+    """Return an instant as the tables have it."""
+    return (at - _EPOCH) // timedelta(microseconds=1)

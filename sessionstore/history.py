@@ -7,20 +7,20 @@ import re
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import bindparam, delete, insert, select
 
+from sessionstore.clock import instant
 from sessionstore.database import Database
 from sessionstore.kept import KeptConnection
 from sessionstore.schema import MAX_INFO, MAX_NAME, Schema
 from sessionstore.statements import ByIds, Statement, among
 from sessionstore.task import State
 
-__all__ = ["History", "Transition", "clean", "instant"]
+__all__ = ["History", "Transition", "clean"]
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _REFUSED = re.compile("[\0\ud800-\udfff]")
 
 
@@ -41,11 +41,6 @@ class Transition:
     #: Which process made it.
     host: str
     pid: int
-
-
-def instant(microseconds: int) -> datetime:
-    """Return an instant as the tables have it as an aware datetime."""
-    return _EPOCH + timedelta(microseconds=microseconds)
 
 
 def clean(text: str, limit: int) -> str:

@@ -16,17 +16,10 @@ from typing import Any
 
 from sqlalchemy import func, select
 
-from sessionstore.clock import Now
+from sessionstore.clock import Now, instant, maybe_instant
 from sessionstore.errors import ConfigurationError, NotFoundError, SchemaError
-from sessionstore.history import History, Transition, instant
-from sessionstore.pages import (
-    Filter,
-    JobRow,
-    Pages,
-    entry_of,
-    maybe_instant,
-    row_of,
-)
+from sessionstore.history import History, Transition
+from sessionstore.pages import Filter, JobRow, Pages, entry_of, row_of
 from sessionstore.row_ids import fits
 from sessionstore.sql import SqlStore
 from sessionstore.statements import Statement

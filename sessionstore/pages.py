@@ -9,18 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from fnmatch import fnmatchcase
 from typing import Any
 
 from sqlalchemy import Select, func, literal, or_, select, union_all
 
-from sessionstore.history import Transition, instant
+from sessionstore.clock import instant, maybe_instant, microseconds
+from sessionstore.history import Transition
 from sessionstore.holder import Holder
 from sessionstore.schema import Schema
 from sessionstore.task import State
 
-__all__ = ["SORTS", "Filter", "JobRow", "Pages", "entry_of", "maybe_instant", "row_of"]
+__all__ = ["SORTS", "Filter", "JobRow", "Pages", "entry_of", "row_of"]
 
 #: A value of the column that is sorted by, and the job's ID.
 Key = tuple[Any, int]
@@ -138,7 +139,7 @@ class Pages:
     def transitions(self, session_id: int, since: datetime) -> Select[Any]:
         """Return the query for the transitions since then, in their order."""
         table, entries = self._table, self._schema.transitions
-        at = _microseconds(since)
+        at = microseconds(since)
         joined = select(table.c.name, *_entry(entries)).join(
             entries, entries.c.job_id == table.c.job_id
         )
@@ -238,9 +239,9 @@ class Pages:
         if wanted.name is not None:
             conditions.append(table.c.name.like(_like(wanted.name), escape="!"))
         if wanted.since is not None:
-            conditions.append(table.c.updated_at >= _microseconds(wanted.since))
+            conditions.append(table.c.updated_at >= microseconds(wanted.since))
         if wanted.until is not None:
-            conditions.append(table.c.updated_at < _microseconds(wanted.until))
+            conditions.append(table.c.updated_at < microseconds(wanted.until))
         if wanted.holder is not None:
             conditions.append(table.c.holder.is_not(None))
         return conditions
@@ -286,11 +287,6 @@ def row_of(values: Sequence[Any]) -> JobRow:
     return JobRow(*read)
 
 
-def maybe_instant(microseconds: int | None) -> datetime | None:
-    """Return an instant, or None, as the tables have it."""
-    return None if microseconds is None else instant(microseconds)
-
-
 def entry_of(values: Sequence[Any]) -> tuple[int, Transition]:
     """Return a transition and its revision, from what ``_entry`` selects."""
     job_id, revision, old, new, at, *rest = values
@@ -300,10 +296,6 @@ def entry_of(values: Sequence[Any]) -> tuple[int, Transition]:
 
 def _entry(entries: Any) -> Sequence[Any]:
     return [entries.c[name] for name in _ENTRY]
-
-
-def _microseconds(at: datetime) -> int:
-    return (at - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
 
 
 def _order(table: Any, column: Any, descending: bool) -> Sequence[Any]:
@@ -320,8 +312,8 @@ def _key(column: Any, row: JobRow | None) -> Key | None:
         "job_id": row.id,
         "name": row.name,
         "state": row.state,
-        "created_at": _microseconds(row.created_at),
-        "updated_at": _microseconds(row.changed_at),
+        "created_at": microseconds(row.created_at),
+        "updated_at": microseconds(row.changed_at),
     }[column.name]
     return value, row.id
 

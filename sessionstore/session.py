@@ -13,8 +13,9 @@ from sqlalchemy.engine import URL, Connection
 
 from sessionstore import claims, reading, recovery, saving, transitions, updating
 from sessionstore.claims import Claim
+from sessionstore.clock import instant, maybe_instant
 from sessionstore.errors import DecodeError, NotFoundError
-from sessionstore.history import Transition, instant
+from sessionstore.history import Transition
 from sessionstore.kept import KeptConnection
 from sessionstore.opening import check_name, open_index, sql_store
 from sessionstore.persistable import Persistable
@@ -374,8 +375,7 @@ class SessionStore:
     @property
     def finished_at(self) -> datetime | None:
         """When ``finish`` was called, or None."""
-        at = self._index.row().finished_at
-        return None if at is None else instant(at)
+        return maybe_instant(self._index.row().finished_at)
 
     def finish(self) -> None:
         """Note when the session's work was done; it can be used as before."""
