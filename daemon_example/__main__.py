@@ -15,7 +15,7 @@ from daemon_example.settings import SettingsError, UserError
 from daemon_example.spool import new_task
 from daemon_example.supervisor import try_to_write
 from sessionstore import SessionStoreError
-from sessionstore.__main__ import main as sessionstore
+from sessionstore.cli import main as sessionstore
 
 try:
     from daemon_example import demo, service

@@ -16,7 +16,7 @@ import sessionstore
 from daemon_example.settings import UserError, load
 from daemon_example.spool import new_task
 from sessionstore import SessionStore
-from sessionstore.__main__ import main as look
+from sessionstore.cli import main as look
 
 
 def main(options: Namespace) -> int:

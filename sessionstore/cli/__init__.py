@@ -7,3 +7,38 @@ arguments and options, as typer takes them from their annotations.  The docstrin
 its help: the first line stands in the list of commands.  What goes wrong is raised, as
 any ``SessionStoreError``: see ``running``.
 """
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command, that of the command line if none is given; return its status.
+
+    A program that calls it shows a URL's password in no list of processes.
+
+    >>> from sessionstore import SessionStore, Task
+    >>> from sessionstore.cli import main
+    >>> url = "sqlite:///tasks.db"
+    >>> with SessionStore(url) as session:
+    ...     id_ = session.add(Task("count"))
+    >>> main(["ls", "--url", url, "--columns", "name"])
+    count
+    0
+    """
+    try:
+        from sessionstore.cli.running import run
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("sessionstore"):
+            raise
+        print(
+            f"sessionstore: {error}; pip install 'sessionstore[cli]'", file=sys.stderr
+        )
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return run(arguments)
