@@ -351,7 +351,7 @@ def prepare_sqlite_file(path: str, *, is_uri: bool, create: bool) -> None:
         return
     if not create:
         raise MissingTableError(
-            f"there is no SQLite database {path}, and it must not be created"
+            f"there is no SQLite database {path}, and none is made here"
         )
     try:
         # The -wal and -shm files take their mode from this one.

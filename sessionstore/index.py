@@ -98,7 +98,7 @@ class Index:
             if not self.objects.has_sessions:
                 raise MissingTableError(
                     f"{self.database.url!r} has no tables for sessions beside "
-                    f"{self.objects.schema.name!r}, and they must not be created"
+                    f"{self.objects.schema.name!r}, and none are made here"
                 )
         except MissingTableError as error:
             # With the store's create=False alone, it is the store that is wrong.
@@ -122,7 +122,7 @@ class Index:
     def _no_session(self) -> ConfigurationError:
         return ConfigurationError(
             f"there is no session {self.name!r} in {self.database.url!r}, and "
-            "it must not be created"
+            "none is made here"
         )
 
     def find(self) -> SessionRow | None:

@@ -348,7 +348,7 @@ class Schema:
                 if may_lack:
                     return
                 raise MissingTableError(
-                    f"there is no table {self.name!r}, and it must not be created"
+                    f"there is no table {self.name!r}, and none is made here"
                 ) from None
             there = {column["name"] for column in inspector.get_columns(self.name)}
             for column in self.objects.columns:
