@@ -50,7 +50,7 @@ _UNDER_WAY = frozenset({State.SUBMITTED, State.RUNNING, State.TERMINATING})
 
 
 class Owner(Protocol):
-    """The session of a claim."""
+    """A claim's session.  An underscore, here and in Claim, means: of this package."""
 
     _index: Index
 
