@@ -29,6 +29,7 @@ from sessionstore.holder import Holder
 from sessionstore.index import Index
 from sessionstore.jobs import FREE, Job, check_holder
 from sessionstore.kept import KeptConnection
+from sessionstore.options import check_attempts, check_lease
 from sessionstore.row_ids import fits
 from sessionstore.saving import Move, save_graph
 from sessionstore.serialization import state_of
@@ -36,12 +37,10 @@ from sessionstore.states import states_from
 from sessionstore.task import State
 from sessionstore.transitions import move_job, move_task, record
 
-__all__ = ["Claim", "Owner", "check_attempts", "claim", "exhaust", "request", "take"]
+__all__ = ["Claim", "Owner", "claim", "exhaust", "request", "take"]
 
 log = logging.getLogger(__name__)
 
-#: Seconds; the end of a longer lease might have no date.
-LONGEST = 1e9
 #: How often jobs are looked for anew because others were first.
 ATTEMPTS = 10
 REQUESTS = ("cancel", "hold", "resume")
@@ -386,15 +385,6 @@ def exhaust(
     record(index, kept, job, State.TERMINATED, "attempts exhausted", token)
 
 
-def check_attempts(max_attempts: int | None) -> None:
-    """Raise ConfigurationError for a number that would end every task untried."""
-    if max_attempts is not None and max_attempts < 1:
-        raise ConfigurationError(f"max_attempts={max_attempts!r} must be 1 or more")
-
-
 def _microseconds(seconds: float) -> int:
-    if not 0 < seconds <= LONGEST:
-        raise ConfigurationError(
-            f"lease={seconds!r} must be a number of seconds above 0, up to {LONGEST:g}"
-        )
+    check_lease(seconds)
     return round(seconds * 1e6)

@@ -25,6 +25,7 @@ from sessionstore.files import (
     write_all,
 )
 from sessionstore.ids import IdFactory, IdSource
+from sessionstore.options import check_methods
 from sessionstore.origin import Origin, assign_id
 from sessionstore.persistable import Persistable, mark
 from sessionstore.renaming import Renaming
@@ -102,6 +103,8 @@ class FilesystemStore(Store):
             warnings.warn(
                 f"FilesystemStore has no option {name!r}; it is ignored", stacklevel=2
             )
+        check_methods("idfactory", idfactory, "new")
+        check_methods("serializer", serializer, "dumps", "loads")
         # Made absolute because a daemon changes its working directory.
         self.directory = os.path.abspath(_path_of(directory))
         # What pickling takes to make this store again in another process.

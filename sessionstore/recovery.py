@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from sessionstore import claims
-from sessionstore.claims import Claim, check_attempts, exhaust, take
+from sessionstore.claims import Claim, exhaust, take
 from sessionstore.errors import (
     ConflictError,
     LeaseLostError,
@@ -19,6 +19,7 @@ from sessionstore.holder import Holder
 from sessionstore.index import Index
 from sessionstore.jobs import FREE, Job, check_holder
 from sessionstore.kept import KeptConnection
+from sessionstore.options import check_attempts
 from sessionstore.task import State
 from sessionstore.transitions import record
 

@@ -21,6 +21,7 @@ from sessionstore.files import make_folder
 from sessionstore.ids import IdSource, IntId
 from sessionstore.location import located
 from sessionstore.objects import ObjectTable
+from sessionstore.options import check_methods, check_timeout
 from sessionstore.renaming import Renaming
 from sessionstore.row_ids import key_of
 from sessionstore.schema import Schema
@@ -92,14 +93,13 @@ class SqlStore(Store):
             warnings.warn(
                 f"SqlStore has no option {name!r}; it is ignored", stacklevel=2
             )
-        if synchronous.upper() not in _SYNCHRONOUS:
+        check_methods("idfactory", idfactory, "new")
+        check_methods("serializer", serializer, "dumps", "loads")
+        if str(synchronous).upper() not in _SYNCHRONOUS:
             raise ConfigurationError(
                 f"synchronous={synchronous!r} must be one of {', '.join(_SYNCHRONOUS)}"
             )
-        if not busy_timeout >= 0:
-            raise ConfigurationError(
-                f"busy_timeout={busy_timeout!r} must be a number of seconds from 0 up"
-            )
+        check_timeout("busy_timeout", busy_timeout)
         database_url, table_in_url = located(url)
         # What pickling takes to make this store again in another process.
         self._recipe = {

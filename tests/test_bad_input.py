@@ -12,6 +12,7 @@ import tempfile
 import threading
 import traceback
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -20,6 +21,7 @@ from sqlalchemy import create_engine, event, make_url, text
 from sessionstore import (
     ConfigurationError,
     EncodeError,
+    FilesystemStore,
     SchemaError,
     SessionStore,
     SqlStore,
@@ -133,6 +135,32 @@ def test_misspelt_option_is_warned_about(tmp_path: Path) -> None:
         SqlStore("sqlite://", synchronous="sometimes")
     with pytest.raises(ConfigurationError, match="table name"):
         SqlStore("sqlite://", "t" * 41)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("serializer", "json", "dumps and loads; .* str has no dumps"),
+        ("idfactory", 5, "with new; .* int has no new"),
+        ("busy_timeout", "3", "'3' must be a number of seconds"),
+        ("busy_timeout", -1, "-1 must be a number of seconds"),
+        ("synchronous", None, "None must be one of OFF"),
+    ],
+)
+def test_option_that_cannot_be_used_is_refused_at_once(
+    name: str, value: Any, expected: str
+) -> None:
+    """The constructor names the option, what it was given, and what it takes."""
+    with pytest.raises(ConfigurationError, match=f"^{name}.*{expected}"):
+        SqlStore("sqlite://", **{name: value})
+
+
+def test_a_serializer_that_is_none_is_not_shown(tmp_path: Path) -> None:
+    """G9: who gives a key in its place does not find it in the error."""
+    wrong: Any = "s3cret"
+    with pytest.raises(ConfigurationError) as caught:
+        FilesystemStore(tmp_path, serializer=wrong)
+    assert "s3cret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("password", ["s3cret", "p@ss/w:rd"])

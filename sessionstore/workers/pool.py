@@ -14,6 +14,7 @@ import psutil
 
 from sessionstore.claims import Claim
 from sessionstore.errors import ConflictError, ForkError, LeaseLostError, StoreError
+from sessionstore.options import check_attempts, check_lease, check_whole
 from sessionstore.session import SessionStore
 from sessionstore.task import State
 from sessionstore.workers import recording
@@ -108,6 +109,8 @@ class WorkerPool:
     come.  ``initializer`` is called in each worker first, for instance to close a
     descriptor that the parent alone is to have.
 
+    Raises ConfigurationError for any of the three that cannot be used.
+
     >>> from sessionstore import SessionStore, Task
     >>> from sessionstore.workers import WorkerPool
     >>> session = SessionStore("sqlite:///tasks.db")
@@ -134,6 +137,9 @@ class WorkerPool:
         max_attempts: int | None = None,
         initializer: Callable[[], object] | None = None,
     ) -> None:
+        check_whole("size", size, 0)
+        check_lease(lease)
+        check_attempts(max_attempts)
         self.size = size
         self.lease = lease
         self.max_attempts = max_attempts

@@ -8,11 +8,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sessionstore import (
     Claim,
+    ConfigurationError,
     ForkError,
     Persistable,
     SessionStore,
@@ -31,6 +33,26 @@ from tests.workers.conftest import MakePool, drive, mark, run, wait_for_ever
 def square(claim: Claim) -> None:
     """Do the simplest work."""
     claim.task.result = claim.task.n**2
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("size", -1, "a whole number from 0 up"),
+        ("size", "2", "a whole number from 0 up"),
+        ("lease", 0, "a number of seconds above 0"),
+        ("lease", "60", "a number of seconds above 0"),
+        ("max_attempts", 0, "a whole number from 1 up"),
+    ],
+)
+def test_option_that_cannot_be_used_is_refused_at_once(
+    session: SessionStore, name: str, value: Any, expected: str
+) -> None:
+    """The constructor names the option, what it was given, and what it takes."""
+    with pytest.raises(
+        ConfigurationError, match=f"{name}={value!r} must be {expected}"
+    ):
+        WorkerPool(session, square, **{name: value})
 
 
 # How work ends

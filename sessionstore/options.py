@@ -1,0 +1,57 @@
+"""Checks of what callers choose, so that a wrong value is refused where it is given."""
+
+from __future__ import annotations
+
+from sessionstore.errors import ConfigurationError
+
+__all__ = [
+    "check_attempts",
+    "check_lease",
+    "check_methods",
+    "check_timeout",
+    "check_whole",
+]
+
+#: Seconds; the end of a longer lease might have no date.
+LONGEST = 1e9
+
+
+def check_methods(name: str, value: object, *methods: str) -> None:
+    """Refuse an object that lacks any of these methods; None is for the default."""
+    missing = [m for m in methods if not callable(getattr(value, m, None))]
+    if value is not None and missing:
+        # Not the value itself, which may be a key.
+        raise ConfigurationError(
+            f"{name} must be an object with {' and '.join(methods)}; "
+            f"one of the type {type(value).__name__} has no {missing[0]}"
+        )
+
+
+def check_whole(name: str, value: object, least: int) -> None:
+    """Refuse what is no whole number, or is too small."""
+    if not isinstance(value, int) or value < least:
+        raise ConfigurationError(
+            f"{name}={value!r} must be a whole number from {least} up"
+        )
+
+
+def check_attempts(max_attempts: int | None) -> None:
+    """Refuse a number that would end every task untried."""
+    if max_attempts is not None:
+        check_whole("max_attempts", max_attempts, 1)
+
+
+def check_lease(seconds: float) -> None:
+    """Refuse a lease that is none, or has no end."""
+    if not isinstance(seconds, int | float) or not 0 < seconds <= LONGEST:
+        raise ConfigurationError(
+            f"lease={seconds!r} must be a number of seconds above 0, up to {LONGEST:g}"
+        )
+
+
+def check_timeout(name: str, seconds: float) -> None:
+    """Refuse what is no time to wait."""
+    if not isinstance(seconds, int | float) or not seconds >= 0:
+        raise ConfigurationError(
+            f"{name}={seconds!r} must be a number of seconds from 0 up"
+        )
