@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, get_args
 
 from sessionstore.clock import instant
 from sessionstore.errors import (
@@ -27,7 +27,7 @@ from sessionstore.errors import (
 from sessionstore.history import Transition
 from sessionstore.holder import Holder
 from sessionstore.index import Index
-from sessionstore.jobs import FREE, Job, check_holder
+from sessionstore.jobs import FREE, Job, Request, check_holder
 from sessionstore.kept import KeptConnection
 from sessionstore.options import check_attempts, check_lease
 from sessionstore.row_ids import fits
@@ -37,13 +37,13 @@ from sessionstore.states import states_from
 from sessionstore.task import State
 from sessionstore.transitions import move_job, move_task, record
 
-__all__ = ["Claim", "Owner", "claim", "exhaust", "request", "take"]
+__all__ = ["Claim", "Owner", "Request", "claim", "exhaust", "request", "take"]
 
 log = logging.getLogger(__name__)
 
 #: How often jobs are looked for anew because others were first.
 ATTEMPTS = 10
-REQUESTS = ("cancel", "hold", "resume")
+REQUESTS: tuple[Request, ...] = get_args(Request)
 #: States in which somebody has to be at work on a task.
 _UNDER_WAY = frozenset({State.SUBMITTED, State.RUNNING, State.TERMINATING})
 
@@ -99,7 +99,7 @@ class Claim:
     _revision: int = field(repr=False, compare=False)
     _task: Any = field(default=None, repr=False, compare=False)
     #: What was requested before, when nobody could hear of it.
-    _request: str | None = field(default=None, repr=False, compare=False)
+    _request: Request | None = field(default=None, repr=False, compare=False)
     #: Ended by this copy itself.
     _is_over: bool = field(default=False, repr=False, compare=False)
     #: Of the process that is in the ``with`` block.
@@ -128,7 +128,7 @@ class Claim:
             self._session.refresh(task)
         return task
 
-    def renew(self) -> str | None:
+    def renew(self) -> Request | None:
         """Let the lease last ``lease`` seconds from now; return what is requested.
 
         That is "cancel", "hold", "resume" or None, and stands until the claim ends.
@@ -354,7 +354,7 @@ def take(
     return taken
 
 
-def request(index: Index, key: int, what: str) -> bool:
+def request(index: Index, key: int, what: Request) -> bool:
     """Note what the job's holder is asked for; say whether it has one."""
     if what not in REQUESTS:
         raise TransitionError(

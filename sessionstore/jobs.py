@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from sqlalchemy import (
     BindParameter,
@@ -38,6 +38,7 @@ __all__ = [
     "PAGE",
     "Job",
     "JobTable",
+    "Request",
     "changed_meanwhile",
     "check_holder",
     "columns_of",
@@ -47,6 +48,9 @@ __all__ = [
 
 #: IDs in one page; they are two numbers each, and a round trip costs as much as 500.
 PAGE = 2_000
+
+#: What a job's holder can be asked for.
+Request = Literal["cancel", "hold", "resume"]
 
 
 class Job(NamedTuple):
@@ -63,7 +67,7 @@ class Job(NamedTuple):
     holder: str | None
     token: int
     lease_expires_at: int | None
-    request: str | None
+    request: Request | None
     now: int
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import BindParameter, bindparam, literal, select, update
 
 from sessionstore.dialects import Settings
-from sessionstore.jobs import Job, columns_of
+from sessionstore.jobs import Job, Request, columns_of
 from sessionstore.kept import KeptConnection
 from sessionstore.schema import Schema
 from sessionstore.statements import Statement
@@ -103,6 +103,6 @@ class LeaseTable:
         parameters = {"id": job_id, "held_token": token, "expires_at": expires_at}
         return kept.change(self._renew, parameters) == 1
 
-    def request(self, kept: KeptConnection, job_id: int, what: str) -> None:
+    def request(self, kept: KeptConnection, job_id: int, what: Request) -> None:
         """Note what a job's holder is asked for."""
         kept.change(self._request, {"id": job_id, "what": what})

@@ -12,7 +12,7 @@ from typing import Any, Self
 from sqlalchemy.engine import URL, Connection
 
 from sessionstore import claims, reading, recovery, saving, transitions, updating
-from sessionstore.claims import Claim
+from sessionstore.claims import Claim, Request
 from sessionstore.clock import instant, maybe_instant
 from sessionstore.errors import DecodeError, NotFoundError
 from sessionstore.history import Transition
@@ -336,7 +336,7 @@ class SessionStore:
         """
         return recovery.recover(self, max_attempts=max_attempts, reap=reap)
 
-    def request(self, id_: object, what: str) -> bool:
+    def request(self, id_: object, what: Request) -> bool:
         """Ask a task's holder to "cancel", "hold" or "resume" it.
 
         The holder hears of it when it renews its claim.  Returns whether there is one;

@@ -19,6 +19,7 @@ from sessionstore.cli.output import Output, complain, visible
 from sessionstore.cli.rows import columns_of
 from sessionstore.errors import ConflictError, NotFoundError, TransitionError
 from sessionstore.failures import TransactionAbortedError
+from sessionstore.jobs import Request
 from sessionstore.listing import Listing
 from sessionstore.pages import Filter, JobRow
 from sessionstore.session import SessionStore
@@ -50,7 +51,7 @@ class Change:
     states: Collection[State] = _ALL
 
 
-def _ask(what: str, state: State) -> Callable[[SessionStore, int], object]:
+def _ask(what: Request, state: State) -> Callable[[SessionStore, int], object]:
     """Return what asks a task's holder, and does it itself where there is none."""
 
     def make(session: SessionStore, id_: int) -> None:
