@@ -16,7 +16,7 @@ import typer
 from sessionstore.cli.common import Common, UsageError
 from sessionstore.cli.options import Holder, Name, Since, States, Until, filter_of
 from sessionstore.cli.output import Output, complain, visible
-from sessionstore.cli.rows import columns_of
+from sessionstore.cli.rows import cells_of
 from sessionstore.errors import ConflictError, NotFoundError, TransitionError
 from sessionstore.failures import TransactionAbortedError
 from sessionstore.jobs import Request
@@ -141,7 +141,7 @@ def changing(what: Change) -> Callable[..., int]:
                         number = listing.count(session_id, wanted)
                 rows = listing.jobs(session_id, wanted) if number else []
             if dry_run:
-                common.output.rows(("id", "state", "name"), map(columns_of, rows))
+                common.output.rows(("id", "state", "name"), map(cells_of, rows))
                 return 0
             if not number:
                 common.output.say(f"there is no task to {what.name}")

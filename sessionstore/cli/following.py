@@ -16,7 +16,7 @@ from rich.text import Text
 from sessionstore.cli.common import Common
 from sessionstore.cli.options import Name, States, moment, states_of
 from sessionstore.cli.output import STYLES, Output, Row, visible
-from sessionstore.cli.rows import columns_of
+from sessionstore.cli.rows import cells_of
 from sessionstore.history import Transition
 from sessionstore.listing import Listing
 from sessionstore.pages import Filter
@@ -93,7 +93,7 @@ def _picture(
     # Four lines stand around the table's own.
     room = max(output.console.height - 6, 1)
     rows = [
-        {**columns_of(job), "for": now - job.changed_at}
+        {**cells_of(job), "for": now - job.changed_at}
         for job in islice(listing.jobs(session_id, wanted, page=room), room)
     ]
     head = Text(f"{visible(name)}  {now:%Y-%m-%d %H:%M:%S} UTC  ", "bold")

@@ -17,7 +17,7 @@ from sessionstore.cli.options import (
     filter_of,
     words_among,
 )
-from sessionstore.cli.rows import COLUMNS, columns_of
+from sessionstore.cli.rows import COLUMNS, cells_of
 from sessionstore.listing import PAGE, SessionSummary
 from sessionstore.pages import SORTS
 from sessionstore.task import State
@@ -108,11 +108,11 @@ def ls(
             page=PAGE if everything else min(limit + 1, PAGE),
         )
         if everything:
-            common.output.rows(shown, map(columns_of, rows))
+            common.output.rows(shown, map(cells_of, rows))
             return
         with common.output.progress("looking"):
             # One more than is shown tells whether there are more.
             page = [*islice(rows, limit + 1)]
-        common.output.rows(shown, map(columns_of, page[:limit]))
+        common.output.rows(shown, map(cells_of, page[:limit]))
         if len(page) > limit:
             common.output.say(f"more follow: --after {page[limit - 1].id}, or --all")

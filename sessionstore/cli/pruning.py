@@ -11,7 +11,7 @@ import typer
 from sessionstore.cli.changing import DryRun, Yes, agreed
 from sessionstore.cli.common import Common
 from sessionstore.cli.options import moment
-from sessionstore.cli.rows import columns_of
+from sessionstore.cli.rows import cells_of
 from sessionstore.errors import NotFoundError
 from sessionstore.listing import Listing
 from sessionstore.pages import Filter, JobRow
@@ -48,7 +48,7 @@ def prune(
         wanted = Filter([State.TERMINATED], until=until)
         rows = listing.jobs(session_id, wanted)
         if dry_run:
-            output.rows(("id", "changed", "name"), map(columns_of, rows))
+            output.rows(("id", "changed", "name"), map(cells_of, rows))
             return 0
         with output.progress("counting"):
             number = listing.count(session_id, wanted)

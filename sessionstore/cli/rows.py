@@ -5,7 +5,7 @@ from __future__ import annotations
 from sessionstore.holder import Holder
 from sessionstore.pages import JobRow
 
-__all__ = ["COLUMNS", "columns_of", "held_by"]
+__all__ = ["COLUMNS", "cells_of", "held_by"]
 
 COLUMNS = (
     "id",
@@ -22,7 +22,7 @@ COLUMNS = (
 )
 
 
-def columns_of(job: JobRow) -> dict[str, object]:
+def cells_of(job: JobRow) -> dict[str, object]:
     """Return what is shown of a task, by column."""
     return {
         "id": job.id,

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from sessionstore.cli.common import Common
-from sessionstore.cli.rows import columns_of
+from sessionstore.cli.rows import cells_of
 from sessionstore.errors import DecodeError
 from sessionstore.history import Transition
 from sessionstore.listing import Listing
@@ -36,7 +36,7 @@ def show(
     """Show one task whole, with its attributes. Unpickles it, unless --raw."""
     with common.opened() as (session, listing, session_id):
         job = listing.job(session_id, id_)
-        known = {**columns_of(job), "session": session.name}
+        known = {**cells_of(job), "session": session.name}
         if raw:
             payload = _payload_of(listing, id_)
             common.output.record({**known, **payload})
