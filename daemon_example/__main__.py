@@ -22,15 +22,15 @@ try:
 except ModuleNotFoundError as error:
     sys.exit(f"daemon-example: {error}; pip install 'sessionstore[daemon]'")
 
-#: What the command sessionstore does as well, by what it calls it there.
+#: What the command sessionstore does as well: what it is called there, and its help.
 LIBRARYS = {
-    "list": ["ls", "--all", "--columns", "id,state,name"],
-    "show": ["show"],
-    "history": ["history"],
-    "cancel": ["cancel", "--yes"],
-    "hold": ["hold", "--yes"],
-    "resume": ["resume", "--yes"],
-    "redo": ["redo", "--yes"],
+    "list": ("ls --all --columns id,state,name", "List all tasks, with their states"),
+    "show": ("show", "Show one task whole"),
+    "history": ("history", "Show what one task went through, and when"),
+    "cancel": ("cancel --yes", "Have tasks end, also while they run"),
+    "hold": ("hold --yes", "Have tasks stop until they are resumed"),
+    "resume": ("resume --yes", "Have tasks go on that were held"),
+    "redo": ("redo --yes", "Have tasks that have ended begin anew"),
 }
 
 
@@ -65,8 +65,8 @@ def parser() -> Parser:
     command = add("submit", submit)
     command.add_argument("--name", default="", help="the task's name")
     command.add_argument("words", nargs="+", metavar="COMMAND")
-    for name, words in LIBRARYS.items():
-        command = add(name, ask_library, f"as sessionstore {words[0]}")
+    for name, (_, about) in LIBRARYS.items():
+        command = add(name, ask_library, about)
         command.add_argument("words", nargs="*", metavar="ID")
         if name == "show":
             command.add_argument("--raw", action="store_true", help="do not unpickle")
@@ -105,7 +105,8 @@ def submit(options: argparse.Namespace) -> int:
 def ask_library(options: argparse.Namespace) -> int:
     """Have the command sessionstore do it."""
     found = settings.load(options)
-    words = [*LIBRARYS[options.what], "--url", found.url, "--session", found.session]
+    command, _ = LIBRARYS[options.what]
+    words = [*command.split(), "--url", found.url, "--session", found.session]
     if options.what == "show" and options.raw:
         words.append("--raw")
     elif options.what == "show" and found.keys:
