@@ -6,7 +6,6 @@ import os
 import pickle
 import re
 import threading
-import warnings
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -34,6 +33,7 @@ from sessionstore.serialization import Record, Row
 from sessionstore.serializers import PickleSerializer, Serializer
 from sessionstore.store import Store, register
 from sessionstore.url import Url
+from sessionstore.warn import warn_user
 
 __all__ = ["FilesystemStore"]
 
@@ -100,9 +100,7 @@ class FilesystemStore(Store):
         **extra_args: object,
     ) -> None:
         for name in sorted(extra_args.keys() - _OPTIONS_OF_OTHERS):
-            warnings.warn(
-                f"FilesystemStore has no option {name!r}; it is ignored", stacklevel=2
-            )
+            warn_user(f"FilesystemStore has no option {name!r}; it is ignored")
         check_methods("idfactory", idfactory, "new")
         check_methods("serializer", serializer, "dumps", "loads")
         # Made absolute because a daemon changes its working directory.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +27,7 @@ from sessionstore.schema import Schema
 from sessionstore.serializers import Serializer
 from sessionstore.store import Store, register_fallback
 from sessionstore.url import Url
+from sessionstore.warn import warn_user
 
 __all__ = ["IntId", "SqlStore", "make_sqlstore"]
 
@@ -90,9 +90,7 @@ class SqlStore(Store):
         **extra_args: object,
     ) -> None:
         for name in sorted(extra_args.keys() - _OPTIONS_OF_OTHERS):
-            warnings.warn(
-                f"SqlStore has no option {name!r}; it is ignored", stacklevel=2
-            )
+            warn_user(f"SqlStore has no option {name!r}; it is ignored")
         check_methods("idfactory", idfactory, "new")
         check_methods("serializer", serializer, "dumps", "loads")
         if str(synchronous).upper() not in _SYNCHRONOUS:
@@ -159,10 +157,8 @@ class SqlStore(Store):
     @property
     def t_store(self) -> Table:
         """Deprecated: the same as ``_tables``."""
-        warnings.warn(
-            "SqlStore.t_store is deprecated; use SqlStore._tables",
-            DeprecationWarning,
-            stacklevel=2,
+        warn_user(
+            "SqlStore.t_store is deprecated; use SqlStore._tables", DeprecationWarning
         )
         return self._tables
 

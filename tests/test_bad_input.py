@@ -131,6 +131,9 @@ def test_misspelt_option_is_warned_about(tmp_path: Path) -> None:
     """An unknown option is ignored, and not silently."""
     with pytest.warns(UserWarning, match="bussy_timeout"):
         SqlStore(f"sqlite:///{tmp_path}/s.db", bussy_timeout=3)
+    with pytest.warns(UserWarning, match="bussy_timeout") as caught:
+        SessionStore(f"sqlite:///{tmp_path}/s.db", bussy_timeout=3).close()
+    assert caught[0].filename == __file__  # not a module of the package
     with pytest.raises(ConfigurationError, match="synchronous"):
         SqlStore("sqlite://", synchronous="sometimes")
     with pytest.raises(ConfigurationError, match="table name"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import pickle
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -12,6 +11,7 @@ from sessionstore.renaming import now_at, present
 from sessionstore.serializers.allowed import Allowed, Entry
 from sessionstore.serializers.envelope import refuse_envelope
 from sessionstore.serializers.protocol import Serializer
+from sessionstore.warn import warn_user
 
 __all__ = ["PickleSerializer", "globals_in", "warn_of_main"]
 
@@ -168,8 +168,7 @@ def _warn_of_all_in_main(payload: bytes) -> None:
 
 def warn_of_main(name: str) -> None:
     """Warn of an object that is being stored, of a class that is in __main__."""
-    warnings.warn(
+    warn_user(
         f"{name} is a class of __main__, which other programs do not have; put it "
-        "into a module, or only this one can load it",
-        stacklevel=2,
+        "into a module, or only this one can load it"
     )

@@ -1,0 +1,22 @@
+"""Warnings that point at the line that uses this package."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from types import FrameType
+
+__all__ = ["warn_user"]
+
+
+def warn_user(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn of what was called from outside the package."""
+    frame, level = sys._getframe(), 1
+    # By the frames: skip_file_prefixes is there from CPython 3.12 on.
+    while frame.f_back and _is_ours(frame):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)
+
+
+def _is_ours(frame: FrameType) -> bool:
+    return str(frame.f_globals.get("__name__")).startswith("sessionstore.")
