@@ -13,8 +13,6 @@ from operator import index
 from typing import Any
 from urllib.parse import unquote
 
-from sessionstore.decoding import decode
-from sessionstore.encoding import encode
 from sessionstore.errors import ConfigurationError, ConflictError
 from sessionstore.files import (
     Draft,
@@ -24,12 +22,14 @@ from sessionstore.files import (
     write_all,
 )
 from sessionstore.ids import IdFactory, IdSource
+from sessionstore.objects.decoding import decode
+from sessionstore.objects.encoding import encode
+from sessionstore.objects.origin import Origin, assign_id
+from sessionstore.objects.serialization import Record, Row
 from sessionstore.options import check_methods
-from sessionstore.origin import Origin, assign_id
 from sessionstore.persistable import Persistable, mark
 from sessionstore.renaming import Renaming
 from sessionstore.row_ids import no_id, not_found
-from sessionstore.serialization import Record, Row
 from sessionstore.serializers import PickleSerializer, Serializer
 from sessionstore.store import Store, register
 from sessionstore.url import Url

@@ -11,20 +11,20 @@ from typing import Any, Self
 
 from sqlalchemy.engine import URL, Connection
 
-from sessionstore import claims, reading, recovery, saving, transitions, updating
-from sessionstore.claims import Claim, Request
-from sessionstore.clock import instant, maybe_instant
+from sessionstore.database.clock import instant, maybe_instant
+from sessionstore.database.kept import KeptConnection
 from sessionstore.errors import DecodeError, NotFoundError
-from sessionstore.history import Transition
-from sessionstore.kept import KeptConnection
-from sessionstore.opening import check_name, open_index, sql_store
+from sessionstore.jobs import claims, reading, recovery, saving, transitions, updating
+from sessionstore.jobs.claims import Claim, Request
+from sessionstore.jobs.history import Transition
+from sessionstore.jobs.opening import check_name, open_index, sql_store
+from sessionstore.jobs.states import state_from
+from sessionstore.jobs.waiting import Waiting
 from sessionstore.persistable import Persistable
 from sessionstore.row_ids import key_of
 from sessionstore.sql import SqlStore
-from sessionstore.states import state_from
 from sessionstore.task import State
 from sessionstore.url import Url
-from sessionstore.waiting import Waiting
 
 __all__ = ["Claim", "SessionStore", "Transition"]
 

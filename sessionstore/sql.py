@@ -12,18 +12,18 @@ from sqlalchemy import Column, Table
 from sqlalchemy.engine import URL, Connection
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
-from sessionstore.database import Database
-from sessionstore.dialects import Options
+from sessionstore.database.access import Database
+from sessionstore.database.dialects import Options
+from sessionstore.database.location import located
 from sessionstore.errors import ConfigurationError, ForkError, NotFoundError
-from sessionstore.extra import ExtraFields
 from sessionstore.files import make_folder
 from sessionstore.ids import IdSource, IntId
-from sessionstore.location import located
-from sessionstore.objects import ObjectTable
+from sessionstore.objects.extra import ExtraFields
+from sessionstore.objects.schema import Schema
+from sessionstore.objects.table import ObjectTable
 from sessionstore.options import check_methods, check_timeout
 from sessionstore.renaming import Renaming
 from sessionstore.row_ids import key_of
-from sessionstore.schema import Schema
 from sessionstore.serializers import Serializer
 from sessionstore.store import Store, register_fallback
 from sessionstore.url import Url

@@ -24,9 +24,9 @@ from sessionstore import (
     Task,
     TransitionError,
 )
-from sessionstore.jobs import JobTable
-from sessionstore.leases import LeaseTable
-from sessionstore.statements import Statement
+from sessionstore.database.statements import Statement
+from sessionstore.jobs.leases import LeaseTable
+from sessionstore.jobs.rows import JobTable
 
 TERMINATED = {State.TERMINATED}
 
@@ -605,8 +605,9 @@ def test_tokens_are_what_keeps_an_old_holder_out(
     [old] = session.claim()
     pass_on(other, id_)
     if not is_checked:
-        for module in ("jobs", "transitions"):
-            monkeypatch.setattr(f"sessionstore.{module}.check_holder", lambda *_: None)
+        for module in ("rows", "transitions"):
+            name = f"sessionstore.jobs.{module}.check_holder"
+            monkeypatch.setattr(name, lambda *_: None)
     try:
         old.transition(State.SUBMITTED)
     except LeaseLostError:

@@ -24,7 +24,7 @@ from sessionstore import (
     Task,
     TransitionError,
 )
-from sessionstore.states import check_transition
+from sessionstore.jobs.states import check_transition
 from tests.test_claims import end_lease
 
 UNDER_WAY = {State.SUBMITTED, State.RUNNING, State.TERMINATING}

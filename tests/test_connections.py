@@ -111,7 +111,7 @@ def test_thread_has_one_connection_and_takes_it_along(database_url, server) -> N
 
 def test_close_lets_another_thread_finish(database_url, monkeypatch) -> None:
     """G2: a transaction goes on though its store is closed in the middle of it."""
-    monkeypatch.setattr("sessionstore.hooks.WAIT", 0.05)
+    monkeypatch.setattr("sessionstore.fork.hooks.WAIT", 0.05)
     store = SqlStore(database_url)
     begun, closed = threading.Event(), threading.Event()
 

@@ -19,7 +19,7 @@ README = Path(__file__).parent.parent / "README.md"
 MODULES = [
     module.name
     for module in pkgutil.walk_packages(sessionstore.__path__, "sessionstore.")
-    if not module.name.startswith("sessionstore.migrations")
+    if not module.name.startswith("sessionstore.objects.migrations")
 ]
 
 

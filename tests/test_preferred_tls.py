@@ -11,7 +11,8 @@ import pymysql
 import pytest
 import trustme
 
-from sessionstore import SqlStore, preferred_tls
+from sessionstore import SqlStore
+from sessionstore.database import preferred_tls
 
 
 @pytest.fixture

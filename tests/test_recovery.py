@@ -17,8 +17,8 @@ import pytest
 from sqlalchemy import Engine, event, text
 
 from sessionstore import ConflictError, LeaseLostError, SessionStore, State, Task
-from sessionstore.holder import MAX_HOLDER, Holder
-from sessionstore.leases import LeaseTable
+from sessionstore.jobs.holder import MAX_HOLDER, Holder
+from sessionstore.jobs.leases import LeaseTable
 from tests.test_claims import end_lease, states
 
 
@@ -60,7 +60,7 @@ def test_holder_does_not_move_with_the_wall_clock(
     ticks = os.sysconf("SC_CLK_TCK")
     assert abs(boot + here.started / ticks - seen) < 1.5
     monkeypatch.setattr("time.time", lambda: 0.0)
-    monkeypatch.setattr("sessionstore.holder._current", None)
+    monkeypatch.setattr("sessionstore.jobs.holder._current", None)
     assert Holder.current() == here
 
 
@@ -385,7 +385,7 @@ def test_clock_that_is_set_ends_no_lease(
     other.store.pre_fork()
     for later, recovered in ((50, []), (70, [id_])):
         clock = SimpleNamespace(monotonic=lambda later=later: time.monotonic() + later)
-        monkeypatch.setattr("sessionstore.recovery.time", clock)
+        monkeypatch.setattr("sessionstore.jobs.recovery.time", clock)
         assert other.recover() == recovered
     assert states(session, id_) == ["NEW", "UNKNOWN"]
 

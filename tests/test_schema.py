@@ -16,12 +16,12 @@ from sqlalchemy import MetaData, create_engine, inspect, text
 
 import sessionstore
 from sessionstore import SchemaError, SessionStore, SqlStore, Task
-from sessionstore.schema import CURRENT_VERSION
+from sessionstore.objects.schema import CURRENT_VERSION
 
 
 def test_current_version_is_the_newest_migration() -> None:
     """The constant that is compared at start is the head of the folder."""
-    folder = Path(sessionstore.__file__).with_name("migrations")
+    folder = Path(sessionstore.__file__).parent / "objects" / "migrations"
     assert ScriptDirectory(str(folder)).get_current_head() == CURRENT_VERSION
 
 

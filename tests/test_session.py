@@ -28,7 +28,7 @@ from sessionstore import (
     Task,
     TransitionError,
 )
-from sessionstore.jobs import JobTable
+from sessionstore.jobs.rows import JobTable
 
 
 def states(session: SessionStore, id_: int) -> list[tuple[str | None, str]]:

@@ -12,8 +12,8 @@ import pytest
 from sqlalchemy import make_url, text
 
 from sessionstore import Persistable, SqlStore, StoreUnavailableError
-from sessionstore.inherited import descriptor_of
-from sessionstore.silence import CONNECT, MARGIN, connect_options
+from sessionstore.database.silence import CONNECT, MARGIN, connect_options
+from sessionstore.fork.inherited import descriptor_of
 from sessionstore.transfer.reading import reading
 from tests import servers
 
@@ -139,7 +139,9 @@ def test_block_that_says_nothing_for_long_is_ended(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By MariaDB, as a whole; a copy, which locks nothing, may take its time."""
-    monkeypatch.setattr("sessionstore.silence.idle_limit", lambda busy_timeout: 1)
+    monkeypatch.setattr(
+        "sessionstore.database.silence.idle_limit", lambda busy_timeout: 1
+    )
     with SqlStore(database_url) as store:
         id_ = store.save(Persistable())
         with pytest.raises(StoreUnavailableError), store.transaction():

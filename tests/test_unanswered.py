@@ -6,15 +6,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from sessionstore import (
-    SessionStore,
-    State,
-    StoreError,
-    StoreUnavailableError,
-    Task,
-)
-from sessionstore.changes import Changes
-from sessionstore.scopes import Scope
+from sessionstore import SessionStore, State, StoreError, StoreUnavailableError, Task
+from sessionstore.database.scopes import Scope
+from sessionstore.jobs.changes import Changes
 from tests.test_claims import end_lease, states
 from tests.unreliable import Loss, Proxy
 
@@ -275,7 +269,8 @@ def test_without_the_write_id_the_outcome_is_unknown(
     """G2: the tests above would see it."""
     id_ = session.add(Task())
     monkeypatch.setattr(
-        "sessionstore.witnesses.Witnesses.write_id", lambda *_: "nobody asks for it"
+        "sessionstore.jobs.witnesses.Witnesses.write_id",
+        lambda *_: "nobody asks for it",
     )
     proxy.loss = loss
     with pytest.raises(StoreUnavailableError) as caught:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import pytest
 
 from sessionstore import SessionStore, State, StoreError, Task
-from sessionstore.kept import KeptConnection
+from sessionstore.database.kept import KeptConnection
 from sessionstore.testing import Child
 
 

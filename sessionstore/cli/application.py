@@ -13,8 +13,8 @@ import typer
 
 from sessionstore.cli.common import Common
 from sessionstore.cli.output import Output, end_quietly
-from sessionstore.listing import Listing
-from sessionstore.opening import sql_store
+from sessionstore.jobs.listing import Listing
+from sessionstore.jobs.opening import sql_store
 
 __all__ = ["READS", "READS_STORE", "SHARED", "add", "app"]
 

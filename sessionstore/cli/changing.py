@@ -17,11 +17,11 @@ from sessionstore.cli.common import Common, UsageError
 from sessionstore.cli.options import Holder, Name, Since, States, Until, filter_of
 from sessionstore.cli.output import Output, complain, visible
 from sessionstore.cli.rows import cells_of
+from sessionstore.database.failures import TransactionAbortedError
 from sessionstore.errors import ConflictError, NotFoundError, TransitionError
-from sessionstore.failures import TransactionAbortedError
-from sessionstore.jobs import Request
-from sessionstore.listing import Listing
-from sessionstore.pages import Filter, JobRow
+from sessionstore.jobs.listing import Listing
+from sessionstore.jobs.pages import Filter, JobRow
+from sessionstore.jobs.rows import Request
 from sessionstore.session import SessionStore
 from sessionstore.task import State
 

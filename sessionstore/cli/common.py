@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 import typer
 
 from sessionstore.cli.output import Output
-from sessionstore.listing import Listing
-from sessionstore.opening import sql_store
+from sessionstore.jobs.listing import Listing
+from sessionstore.jobs.opening import sql_store
 from sessionstore.serializers import (
     PickleSerializer,
     Serializer,

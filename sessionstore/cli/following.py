@@ -17,9 +17,9 @@ from sessionstore.cli.common import Common
 from sessionstore.cli.options import Name, States, moment, states_of
 from sessionstore.cli.output import STYLES, Output, Row, visible
 from sessionstore.cli.rows import cells_of
-from sessionstore.history import Transition
-from sessionstore.listing import Listing
-from sessionstore.pages import Filter
+from sessionstore.jobs.history import Transition
+from sessionstore.jobs.listing import Listing
+from sessionstore.jobs.pages import Filter
 from sessionstore.session import SessionStore
 from sessionstore.task import State
 

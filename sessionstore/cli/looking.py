@@ -18,8 +18,8 @@ from sessionstore.cli.options import (
     words_among,
 )
 from sessionstore.cli.rows import COLUMNS, cells_of
-from sessionstore.listing import PAGE, SessionSummary
-from sessionstore.pages import SORTS
+from sessionstore.jobs.listing import PAGE, SessionSummary
+from sessionstore.jobs.pages import SORTS
 from sessionstore.task import State
 
 __all__ = ["ls", "sessions"]

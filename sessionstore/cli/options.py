@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 
 from sessionstore.cli.common import UsageError
-from sessionstore.listing import Listing, nearest
-from sessionstore.pages import Filter
+from sessionstore.jobs.listing import Listing, nearest
+from sessionstore.jobs.pages import Filter
 from sessionstore.task import State
 
 __all__ = [

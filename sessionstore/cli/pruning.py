@@ -13,8 +13,8 @@ from sessionstore.cli.common import Common
 from sessionstore.cli.options import moment
 from sessionstore.cli.rows import cells_of
 from sessionstore.errors import NotFoundError
-from sessionstore.listing import Listing
-from sessionstore.pages import Filter, JobRow
+from sessionstore.jobs.listing import Listing
+from sessionstore.jobs.pages import Filter, JobRow
 from sessionstore.session import SessionStore
 from sessionstore.task import State
 

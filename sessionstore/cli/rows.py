@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from sessionstore.holder import Holder
-from sessionstore.pages import JobRow
+from sessionstore.jobs.holder import Holder
+from sessionstore.jobs.pages import JobRow
 
 __all__ = ["COLUMNS", "cells_of", "held_by"]
 

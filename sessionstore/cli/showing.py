@@ -11,8 +11,8 @@ import typer
 from sessionstore.cli.common import Common
 from sessionstore.cli.rows import cells_of
 from sessionstore.errors import DecodeError
-from sessionstore.history import Transition
-from sessionstore.listing import Listing
+from sessionstore.jobs.history import Transition
+from sessionstore.jobs.listing import Listing
 from sessionstore.session import SessionStore
 from sessionstore.task import State
 

@@ -13,8 +13,8 @@ from rich.text import Text
 from sessionstore.cli.common import Common
 from sessionstore.cli.options import moment
 from sessionstore.cli.output import Output, Row, duration
-from sessionstore.figures import Figures, Span
-from sessionstore.listing import Listing
+from sessionstore.jobs.figures import Figures, Span
+from sessionstore.jobs.listing import Listing
 from sessionstore.task import State
 
 __all__ = ["bars", "stats"]

@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from sqlalchemy.engine import Connection
 
-from sessionstore.schema import Schema
+from sessionstore.objects.schema import Schema
 from sessionstore.sql import SqlStore
 
 __all__ = ["SHOWN", "Finding", "Level", "Patient", "some"]

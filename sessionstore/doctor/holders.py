@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 from sqlalchemy import select
 
-from sessionstore.clock import Now
+from sessionstore.database.clock import Now
 from sessionstore.doctor.finding import Finding, Level, Patient, some
-from sessionstore.holder import Holder
+from sessionstore.jobs.holder import Holder
 
 __all__ = ["check"]
 

@@ -7,7 +7,7 @@ from itertools import islice
 
 from sessionstore.doctor.finding import Finding, Level, Patient, some
 from sessionstore.errors import DecodeError
-from sessionstore.objects import PAGE
+from sessionstore.objects.table import PAGE
 from sessionstore.sql import SqlStore
 
 __all__ = ["check", "unreadable"]

@@ -11,8 +11,8 @@ from sqlalchemy.engine import Connection
 
 from sessionstore.doctor.look import reopened
 from sessionstore.errors import SessionStoreError
-from sessionstore.objects import ObjectTable
-from sessionstore.schema import Schema
+from sessionstore.objects.schema import Schema
+from sessionstore.objects.table import ObjectTable
 from sessionstore.sql import SqlStore
 
 __all__ = ["Repickled", "repickle"]

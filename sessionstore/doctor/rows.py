@@ -9,10 +9,10 @@ from typing import Any
 from sqlalchemy import Select, delete, func, insert, or_, select, update
 from sqlalchemy.engine import Connection
 
-from sessionstore.clock import Now
+from sessionstore.database.clock import Now
 from sessionstore.doctor.finding import SHOWN, Finding, Level, Patient, some
-from sessionstore.holder import Holder
-from sessionstore.schema import Schema
+from sessionstore.jobs.holder import Holder
+from sessionstore.objects.schema import Schema
 
 __all__ = ["check"]
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from sqlalchemy import select
 
-from sessionstore.clock import Now
+from sessionstore.database.clock import Now
 from sessionstore.doctor.finding import Finding, Level, Patient
 
 __all__ = ["check"]

@@ -9,7 +9,7 @@ from sqlalchemy import inspect
 from sessionstore.doctor.finding import Finding, Level, Patient
 from sessionstore.doctor.look import reopened
 from sessionstore.errors import SchemaError
-from sessionstore.schema import CURRENT_VERSION
+from sessionstore.objects.schema import CURRENT_VERSION
 from sessionstore.sql import SqlStore
 
 __all__ = ["check", "migrate"]

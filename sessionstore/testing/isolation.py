@@ -5,9 +5,9 @@ from __future__ import annotations
 from sqlalchemy import create_engine
 from sqlalchemy.pool import NullPool
 
-from sessionstore.extra import ExtraFields
-from sessionstore.location import located
-from sessionstore.schema import Schema
+from sessionstore.database.location import located
+from sessionstore.objects.extra import ExtraFields
+from sessionstore.objects.schema import Schema
 
 __all__ = ["drop_tables"]
 

@@ -19,12 +19,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sessionstore.database.failures import DuplicateKeyError
 from sessionstore.errors import ConflictError
-from sessionstore.failures import DuplicateKeyError
-from sessionstore.history import clean
-from sessionstore.opening import check_name
+from sessionstore.jobs.history import clean
+from sessionstore.jobs.opening import check_name
+from sessionstore.objects.schema import MAX_INFO, MAX_NAME
 from sessionstore.row_ids import fits
-from sessionstore.schema import MAX_INFO, MAX_NAME
 from sessionstore.task import State
 from sessionstore.transfer.copying import Place, Progress, opened, silent
 from sessionstore.transfer.directory import (

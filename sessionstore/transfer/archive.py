@@ -38,7 +38,7 @@ from typing import IO, Any
 
 from sessionstore.errors import ArchiveError, ConfigurationError
 from sessionstore.files import sync_folder, translated
-from sessionstore.opening import check_name
+from sessionstore.jobs.opening import check_name
 from sessionstore.row_ids import fits
 from sessionstore.transfer.columns import from_specification, specification
 from sessionstore.transfer.items import (

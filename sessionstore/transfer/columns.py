@@ -19,7 +19,7 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.types import NullType, TypeEngine
 
 from sessionstore.errors import SchemaError
-from sessionstore.schema import Payload
+from sessionstore.objects.schema import Payload
 from sessionstore.transfer.items import Columns
 
 __all__ = [

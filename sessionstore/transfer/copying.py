@@ -12,7 +12,7 @@ from pathlib import Path
 from sqlalchemy.engine import URL
 
 from sessionstore.errors import ArchiveError, ConfigurationError, ConflictError
-from sessionstore.opening import check_name, sql_store
+from sessionstore.jobs.opening import check_name, sql_store
 from sessionstore.sql import SqlStore
 from sessionstore.transfer.archive import ArchiveReader, write_archive
 from sessionstore.transfer.items import Source, encoded

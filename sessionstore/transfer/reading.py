@@ -10,10 +10,10 @@ from typing import Any
 from sqlalchemy import Column, Select, bindparam, func, select
 from sqlalchemy.engine import Connection
 
+from sessionstore.database.kept import KeptConnection
 from sessionstore.errors import ConfigurationError
-from sessionstore.extra import ExtraFields
-from sessionstore.kept import KeptConnection
-from sessionstore.schema import Schema
+from sessionstore.objects.extra import ExtraFields
+from sessionstore.objects.schema import Schema
 from sessionstore.sql import SqlStore
 from sessionstore.transfer.columns import columns_in, to_plain
 from sessionstore.transfer.items import (

@@ -15,21 +15,21 @@ from typing import Any, TypeVar
 from sqlalchemy import Table, bindparam, insert, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from sessionstore.changes import Changes
-from sessionstore.counter import IdCounter
+from sessionstore.database.failures import DuplicateKeyError
+from sessionstore.database.kept import KeptConnection
+from sessionstore.database.scopes import Transaction
+from sessionstore.database.statements import Statement
 from sessionstore.errors import (
     ConflictError,
     SchemaError,
     StoreError,
     StoreUnavailableError,
 )
-from sessionstore.failures import DuplicateKeyError
-from sessionstore.kept import KeptConnection
-from sessionstore.objects import ObjectTable
+from sessionstore.jobs.changes import Changes
+from sessionstore.objects.counter import IdCounter
+from sessionstore.objects.table import ObjectTable
 from sessionstore.row_ids import fits
-from sessionstore.scopes import Transaction
 from sessionstore.sql import SqlStore
-from sessionstore.statements import Statement
 from sessionstore.transfer.columns import fitting, from_plain, on_any
 from sessionstore.transfer.items import (
     BATCH_OBJECTS,

@@ -6,7 +6,7 @@ import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
-from sessionstore.claims import Claim
+from sessionstore.jobs.claims import Claim
 from sessionstore.session import SessionStore
 from sessionstore.workers.deadline import Deadline
 

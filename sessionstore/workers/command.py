@@ -10,8 +10,8 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from sessionstore.claims import Claim
 from sessionstore.errors import ForkError
+from sessionstore.jobs.claims import Claim
 from sessionstore.session import SessionStore
 from sessionstore.task import State
 from sessionstore.workers import assignment

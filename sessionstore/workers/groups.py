@@ -15,7 +15,7 @@ from contextlib import suppress
 
 import psutil
 
-from sessionstore.holder import Holder
+from sessionstore.jobs.holder import Holder
 
 __all__ = ["end_group", "end_others", "has_ended", "mark", "signal_group"]
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 
 import psutil
 
-from sessionstore.claims import Claim
 from sessionstore.errors import ConflictError, ForkError, LeaseLostError, StoreError
+from sessionstore.jobs.claims import Claim
 from sessionstore.options import check_attempts, check_lease, check_whole
 from sessionstore.session import SessionStore
 from sessionstore.task import State

@@ -9,8 +9,8 @@ from __future__ import annotations
 import signal
 from dataclasses import replace
 
-from sessionstore.claims import Claim
-from sessionstore.jobs import Job, check_holder
+from sessionstore.jobs.claims import Claim
+from sessionstore.jobs.rows import Job, check_holder
 from sessionstore.session import SessionStore
 from sessionstore.task import State
 

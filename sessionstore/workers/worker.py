@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import NoReturn
 
-from sessionstore.claims import Claim
 from sessionstore.errors import DecodeError, LeaseLostError, StoreError
+from sessionstore.jobs.claims import Claim
 from sessionstore.session import SessionStore
 from sessionstore.task import State
 from sessionstore.workers import assignment, groups, recording

@@ -26,7 +26,7 @@ import psycopg
 from sqlalchemy import URL, make_url
 
 from sessionstore import Task
-from sessionstore.holder import Holder
+from sessionstore.jobs.holder import Holder
 
 SESSION = "bench"
 

@@ -9,7 +9,7 @@ import pytest
 
 from sessionstore import ConflictError, SessionStore, State, Task
 from sessionstore.cli.changing import CHANGES, _make
-from sessionstore.listing import Listing
+from sessionstore.jobs.listing import Listing
 from tests.cli.conftest import Command
 
 Show = Callable[..., list[str]]

@@ -12,7 +12,7 @@ import pytest
 
 from sessionstore import SessionStore, State, Task, Transition
 from sessionstore.cli.summing import bars
-from sessionstore.figures import MOST_REASONS, OTHERS, Durations, Figures, Span
+from sessionstore.jobs.figures import MOST_REASONS, OTHERS, Durations, Figures, Span
 from tests.cli.conftest import Command
 
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)

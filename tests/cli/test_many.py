@@ -11,8 +11,8 @@ from sqlalchemy import create_engine
 from sqlalchemy.engine import Connection
 
 from sessionstore import SessionStore
-from sessionstore.listing import Listing
-from sessionstore.pages import Filter
+from sessionstore.jobs.listing import Listing
+from sessionstore.jobs.pages import Filter
 from tests.cli.filled import fill
 
 #: Rows of a page.

@@ -7,7 +7,7 @@ from typing import cast
 
 from sessionstore import SessionStore, State, Task, Transition
 from sessionstore.cli.following import LATEST, Tail
-from sessionstore.listing import Listing
+from sessionstore.jobs.listing import Listing
 
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 

@@ -16,7 +16,8 @@ from typing import Any
 from sqlalchemy import create_engine, event, text
 from sqlalchemy.pool import NullPool
 
-from sessionstore import ForkError, hooks
+from sessionstore import ForkError
+from sessionstore.fork import hooks
 from tests.fork import wire
 from tests.fork.matrix import Cell, Child, Database, Way
 from tests.fork.subjects import NAIVE, SUBJECTS, Subject

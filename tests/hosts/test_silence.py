@@ -164,7 +164,7 @@ def test_rows_of_a_host_that_vanished_are_given_back(
     wire: Wire, driver: str, is_answered: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """G6: cut off in a transaction, with an answer on its way to it or not."""
-    monkeypatch.setattr("sessionstore.silence.IDLE", 6)
+    monkeypatch.setattr("sessionstore.database.silence.IDLE", 6)
     wait_as_another(wire, driver, is_answered=is_answered)
 
 
@@ -174,9 +174,11 @@ def test_server_would_not_notice_by_itself(
 ) -> None:
     """G6: else all who need these rows wait for it."""
     monkeypatch.setattr(
-        "sessionstore.silence.postgresql_settings", lambda busy_timeout: {}
+        "sessionstore.database.silence.postgresql_settings", lambda busy_timeout: {}
     )
-    monkeypatch.setattr("sessionstore.silence.idle_limit", lambda busy_timeout: 0)
+    monkeypatch.setattr(
+        "sessionstore.database.silence.idle_limit", lambda busy_timeout: 0
+    )
     with pytest.raises(StoreUnavailableError, match="is busy"):
         wait_as_another(wire, driver, is_answered=True, patience=20)
 

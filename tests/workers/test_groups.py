@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from sessionstore import Persistable, Task
-from sessionstore.holder import Holder
+from sessionstore.jobs.holder import Holder
 from sessionstore.testing import Child
 from sessionstore.workers import end_group, groups
 from tests.daemon.conftest import has_ended

@@ -1,0 +1,1 @@
+"""A database as the store uses it: connections, transactions, and what differs."""

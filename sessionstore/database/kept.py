@@ -1,0 +1,298 @@
+"""A connection that a thread keeps, and how statements run on it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import time
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain, islice
+from typing import Any, TypeVar
+
+from sqlalchemy.engine import URL, Connection, Dialect
+from sqlalchemy.exc import DBAPIError, PendingRollbackError, SQLAlchemyError
+
+from sessionstore.database import dialects
+from sessionstore.database.dialects import Patience
+from sessionstore.database.failures import failure, of_sqlalchemy
+from sessionstore.database.statements import Parameters, Statement
+from sessionstore.errors import ForkError, SessionStoreError, StoreError
+from sessionstore.fork.guard import refuse_inherited
+from sessionstore.fork.hooks import gate
+from sessionstore.fork.inherited import descriptor_of
+
+__all__ = ["KeptConnection"]
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+_NONE: Parameters = {}
+#: Seconds of waiting after which a lock is asked for more often than by others.
+LONG = 0.2
+
+
+class KeptConnection:
+    """A thread's own connection, and how statements run on it.
+
+    Statements go to the driver's cursor as text.  They take SQLAlchemy's way where
+    somebody watches them there (``echo``, or events about cursors), and on databases
+    that this package has no settings for, whose drivers SQLAlchemy knows better.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        settings: dialects.Settings,
+        url: URL,
+        options: dialects.Options,
+    ) -> None:
+        self.connection = connection
+        self.driver: Any = connection.connection.dbapi_connection
+        self.pid = os.getpid()
+        #: In a call or a transaction, so that a fork must not close it.
+        self.is_busy = False
+        #: Neither closed nor lost.
+        self.is_open = True
+        #: To be closed instead of used again.
+        self.is_outdated = False
+        self._settings = settings
+        self._url = url
+        self._options = options
+        self._dialect: Dialect = connection.dialect
+        dbapi: Any = connection.dialect.dbapi
+        self._errors = (dbapi.Error, DBAPIError, PendingRollbackError)
+        self._is_direct = settings.begin is not None and not _is_watched(connection)
+
+    def rows(
+        self, statement: Statement, parameters: Parameters = _NONE
+    ) -> Sequence[tuple[Any, ...]]:
+        """Run a query and return its rows."""
+        try:
+            cursor = self._execute(statement, parameters)
+            rows: Sequence[tuple[Any, ...]] = cursor.fetchall()
+            cursor.close()
+            return rows
+        except self._errors as error:
+            raise self._failure(error) from error
+
+    def row(
+        self, statement: Statement, parameters: Parameters = _NONE
+    ) -> tuple[Any, ...] | None:
+        """Run a query and return its first row, None if there is none."""
+        try:
+            cursor = self._execute(statement, parameters)
+            row: tuple[Any, ...] | None = cursor.fetchone()
+            cursor.close()
+            return row
+        except self._errors as error:
+            raise self._failure(error) from error
+
+    def change(self, statement: Statement, parameters: Parameters = _NONE) -> int:
+        """Run a statement that writes, and return how many rows it wrote."""
+        try:
+            cursor = self._execute(statement, parameters)
+            count: int = cursor.rowcount
+            cursor.close()
+            return count
+        except self._errors as error:
+            raise self._failure(error) from error
+
+    def change_many(
+        self, statement: Statement, parameters: Iterable[Parameters]
+    ) -> None:
+        """Run a statement that writes, once for each of ``parameters``.
+
+        They are taken as they are sent, and need not all be there before.
+        """
+        rows = iter(parameters)
+        first = [*islice(rows, 2)]
+        if len(first) < 2:  # drivers take longer for it by executemany()
+            for row in first:
+                self.change(statement, row)
+            return
+        rows = chain(first, rows)
+        try:
+            if not self._is_direct:
+                self.connection.execute(statement.construct, [*rows]).close()
+                return
+            cursor = self._cursor(statement)
+            cursor.executemany(statement.text, map(statement.arranged, rows))
+            cursor.close()
+        except self._errors as error:
+            raise self._failure(error) from error
+
+    def patiently(self, run: Callable[..., T], *arguments: object) -> T:
+        """Run something, again while it is refused for want of a lock.
+
+        The longer it has waited, the more often it asks; see ``dialects.Patience``.
+        """
+        try:
+            return run(*arguments)
+        except Exception as error:
+            if not self._may_wait(error):
+                raise
+        started_at = time.monotonic()
+        patience = Patience.USUAL
+        try:
+            while True:
+                waited = time.monotonic() - started_at
+                if waited > LONG and patience is Patience.USUAL:
+                    patience = Patience.LITTLE
+                    patience.set(self.driver, self._options)
+                try:
+                    return run(*arguments)
+                except Exception as error:
+                    if waited >= self._options.busy_timeout or not self._may_wait(
+                        error
+                    ):
+                        raise
+        finally:
+            if patience is not Patience.USUAL:
+                Patience.USUAL.set(self.driver, self._options)
+
+    def _may_wait(self, error: BaseException | None) -> bool:
+        # What a driver raised may be the cause of one or two other errors.
+        codes = self._settings.turn_codes
+        while codes and error is not None:
+            if dialects.error_code(error) in codes:
+                return True
+            error = error.__cause__
+        return False
+
+    def command(self, text: str) -> None:
+        """Run a statement such as BEGIN."""
+        self._check_process()
+        try:
+            cursor = self.driver.cursor()
+            self.patiently(cursor.execute, text)
+            cursor.close()
+        except self._errors as error:
+            raise self._failure(error) from error
+
+    def commit(self, then: Sequence[str] = ()) -> None:
+        """Commit the transaction that ``access`` began, and run what comes after.
+
+        What comes after goes along with COMMIT where the driver has a way for that.
+        """
+        if self._settings.begin is None:
+            try:
+                for text in then:
+                    self.connection.exec_driver_sql(text)
+                self.connection.commit()
+            except self._errors as error:
+                raise self._failure(error) from error
+            return
+        self.command("; ".join(["COMMIT", *then]))
+        self.end_logical_transaction()
+
+    def refuse_failed(self) -> None:
+        """Raise StoreError if a statement in the transaction has failed."""
+        if self._settings.begin is not None and dialects.has_failed(
+            self._dialect, self.driver
+        ):
+            raise StoreError(
+                "the transaction was rolled back, because a statement in it failed "
+                "and its error was not let through"
+            )
+
+    def notifications(self) -> Sequence[object]:
+        """Return what PostgreSQL has told this connection since the last time."""
+        self._check_process()
+        try:
+            return dialects.notifications(self.driver)
+        except self._errors as error:
+            raise self._failure(error) from error
+
+    def roll_back(self) -> None:
+        """Roll the transaction back."""
+        # SQLite has rolled back by itself after some errors.
+        if self._settings.begin is not None and getattr(
+            self.driver, "in_transaction", True
+        ):
+            self.command("ROLLBACK")
+        self.end_logical_transaction()
+
+    def _execute(self, statement: Statement, parameters: Parameters) -> Any:
+        if not self._is_direct:
+            return self.patiently(
+                self.connection.execute, statement.construct, parameters
+            )
+        cursor = self._cursor(statement)
+        arranged = statement.arranged(parameters)
+        self.patiently(cursor.execute, statement.text, arranged)
+        return cursor
+
+    def _cursor(self, statement: Statement) -> Any:
+        self._check_process()
+        if not statement.text:
+            statement.compile(self._dialect)
+        return self.driver.cursor()
+
+    def _check_process(self) -> None:
+        # The gate was passed before a fork that some callback made in the meantime.
+        if self.pid != gate.pid:
+            raise ForkError(
+                "this connection was opened by the parent process and cannot be used "
+                "in a forked child"
+            )
+
+    def _failure(self, error: Any) -> SessionStoreError:
+        if isinstance(error, SQLAlchemyError):
+            self.is_open = self.is_open and not self.connection.invalidated
+            return of_sqlalchemy(error, self._url, self._settings)  # type: ignore[arg-type]
+        lost = self._dialect.is_disconnect(error, self.driver, None)
+        if lost:
+            self.invalidate()
+        return failure(error, self._url, self._settings, lost=lost)
+
+    def may_be_dead(self) -> bool:
+        """Say whether the server seems to have closed the connection while idle."""
+        descriptor = descriptor_of(self.driver)
+        if descriptor is None:
+            return False
+        # A server says nothing unasked on an idle connection, but for its farewell.
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        return bool(poll.poll(0))
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether it is open, as a caller may have closed or lost it too."""
+        connection = self.connection
+        return self.is_open and not connection.closed and not connection.invalidated
+
+    def end_logical_transaction(self) -> None:
+        """Tell SQLAlchemy that the transaction it began by itself is over."""
+        if self.connection.in_transaction():
+            self.connection.rollback()
+        elif self._settings.begin is None and self.is_usable:
+            # After a commit that failed SQLAlchemy waits for this.
+            self.connection.rollback()
+            self.driver.rollback()
+
+    def invalidate(self) -> None:
+        """Give the connection up, without another word to the server."""
+        self.is_open = False
+        try:
+            self.connection.invalidate()
+        except SQLAlchemyError:
+            log.debug("could not invalidate a connection", exc_info=True)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.is_open = False
+        try:
+            self.connection.close()
+        except SQLAlchemyError:
+            log.debug("a lost connection could not be closed", exc_info=True)
+
+
+def _is_watched(connection: Connection) -> bool:
+    engine: Any = connection.engine
+    return engine.logger.isEnabledFor(logging.INFO) or any(
+        watcher is not refuse_inherited
+        for when in ("before", "after")
+        for what in ("execute", "cursor_execute")
+        for watcher in getattr(engine.dispatch, f"{when}_{what}")
+    )

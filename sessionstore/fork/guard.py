@@ -1,0 +1,269 @@
+"""What a fork does with one engine's connections, and what it keeps from the child."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import event
+from sqlalchemy.exc import DisconnectionError
+from sqlalchemy.pool import NullPool, SingletonThreadPool
+
+from sessionstore.errors import ForkError
+from sessionstore.fork.hooks import gate, watchers
+from sessionstore.fork.inherited import PARENTS, ParentsConnection, disown, is_disowned
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import URL, Connection, Engine
+
+__all__ = ["Guard", "is_guarded", "is_in_memory", "refuse_inherited"]
+
+_refused_files: set[object] = set()
+
+
+class Guard:
+    """Watches one engine's driver connections, so that a fork can sort them out.
+
+    ``close_idle`` closes the connections that its owner keeps outside the pool;
+    ``reset`` drops what else of the owner's must not cross a fork.  Without them
+    the engine is a user's own, and a connection is busy from checkout to checkin.
+    ``connect`` takes the place of the dialect's.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        close_idle: Callable[[], None] | None = None,
+        reset: Callable[[], None] | None = None,
+        connect: Callable[..., Any] | None = None,
+    ) -> None:
+        self.engine = weakref.ref(engine)
+        self.is_sqlite = engine.dialect.name == "sqlite"
+        self.refusal: str | None = None
+        self._in_memory = is_in_memory(engine.dialect, engine.url)
+        self._close_idle = close_idle
+        self._reset = reset
+        self._connect = connect
+        self._live: dict[int, tuple[Any, weakref.ref[Any]]] = {}
+        #: By thread, SQLAlchemy's record of a connection that is being set up.
+        self._opening: dict[int, weakref.ref[Any]] = {}
+        self._file: str | None = None
+        self._pinned: list[object] = []
+        self._connecting = self._connected = False
+        event.listen(engine, "do_connect", self._on_connecting)
+        event.listen(engine, "connect", self._on_connect)
+        event.listen(engine, "close", self._on_close)
+        event.listen(engine, "close_detached", self._on_close)
+        # After a fork from C these may come before the gate does.
+        event.listen(engine, "commit", _before_end)
+        event.listen(engine, "rollback", _before_end)
+        event.listen(engine, "rollback_savepoint", _before_savepoint_ends)
+        event.listen(engine, "reset", _before_reset)
+        event.listen(engine, "before_cursor_execute", refuse_inherited, retval=True)
+        if close_idle is None:
+            event.listen(engine, "checkout", self._on_checkout)
+            event.listen(engine, "checkin", self._on_checkin)
+            event.listen(engine, "handle_error", _show_fork_error)
+        watchers.add(self)
+
+    def check(self) -> None:
+        """Raise ForkError if this process must not use the engine any more."""
+        if self.refusal is not None:
+            raise ForkError(self.refusal)
+        # Looked at last, as it asks the file system at every call.
+        if _refused_files and self._file and _identity(self._file) in _refused_files:
+            raise ForkError(_open_at_fork(self._file))
+
+    @property
+    def half_initialised(self) -> bool:
+        """Whether a first connection was begun and never came to its end."""
+        return self._connecting and not self._connected
+
+    # Events of the engine
+
+    def _on_connecting(
+        self, dialect: Any, record: Any, arguments: list[Any], keywords: dict[str, Any]
+    ) -> Any:
+        with gate.inside():
+            if self.is_sqlite and not self._in_memory and not keywords.get("uri"):
+                self._file = str(arguments[0])
+            self.check()
+            self._connecting = True
+            self._opening[threading.get_ident()] = weakref.ref(record)
+            try:
+                connect = self._connect or dialect.connect
+                return connect(*arguments, **keywords)
+            except BaseException:
+                self._connecting = False
+                del self._opening[threading.get_ident()]
+                raise
+
+    def _on_connect(self, connection: Any, record: Any) -> None:
+        self._connected = True
+        self._opening.pop(threading.get_ident(), None)
+        self._live[id(connection)] = (connection, weakref.ref(record))
+
+    def _on_close(self, connection: Any, record: Any = None) -> None:
+        self._live.pop(id(connection), None)
+
+    def _on_checkout(self, connection: Any, record: Any, fairy: Any) -> None:
+        with gate.inside():
+            self.check()
+            if id(connection) not in self._live:
+                # A fork closed this idle connection while this thread stood at the
+                # gate with it; SQLAlchemy answers this error by connecting again.
+                raise DisconnectionError
+            gate.hold(id(connection))
+
+    def _on_checkin(self, connection: Any, record: Any) -> None:
+        # Not always in the thread that checked it out: the garbage collector
+        # returns a dropped connection from wherever it happens to run.
+        gate.release(id(connection))
+
+    # The steps of a fork
+
+    def before_fork(self) -> None:
+        """Close idle SQLite connections; hold on to all others."""
+        if self.is_sqlite and not self._in_memory:
+            if self._close_idle is not None:
+                self._close_idle()
+            else:
+                self._close_idle_of_pool()
+        # Thread-locals of the other threads are freed in the child before any hook
+        # runs, and what they hold would be rolled back on the parent's socket.
+        for _, reference in list(self._live.values()):
+            record = reference()
+            if record is not None and record.fairy_ref is not None:
+                self._pinned.append(record.fairy_ref())
+
+    def _close_idle_of_pool(self) -> None:
+        # Not by engine.dispose(): a busy connection would come back to a pool that
+        # nobody uses, and stay open there.
+        for key, (connection, reference) in list(self._live.items()):
+            if not gate.is_held(key):
+                record = reference()
+                if record is not None and record.dbapi_connection is connection:
+                    record.invalidate()
+                else:
+                    connection.close()
+                self._live.pop(key, None)
+
+    def after_in_parent(self) -> None:
+        """Let go of what only the fork needed."""
+        self._pinned.clear()
+
+    def after_in_child(self) -> None:
+        """Disown the parent's connections."""
+        engine = self.engine()
+        if engine is None:
+            return
+        opening = [record for ref in self._opening.values() if (record := ref())]
+        self._opening.clear()
+        for record in opening:
+            if record.dbapi_connection is not None:
+                self._live[id(record)] = record.dbapi_connection, weakref.ref(record)
+        if self.is_sqlite and (self._live or opening):
+            self._refuse_sqlite()
+        for connection, reference in list(self._live.values()):
+            disown(connection, reference(), silence=not self.is_sqlite)
+        self._live.clear()
+        self._pinned.clear()
+        if self._reset is not None:
+            self._reset()
+        elif self.half_initialised:
+            self.refusal = (
+                "this engine was making its first connection in another thread "
+                "when the process forked; create a new engine in the child"
+            )
+        # It makes a new pool, for 1 ms: one that keeps no connections need not go.
+        if not isinstance(engine.pool, NullPool):
+            engine.dispose(close=False)
+
+    def _refuse_sqlite(self) -> None:
+        if self._in_memory:
+            self.refusal = (
+                "an in-memory SQLite database belongs to the process that opened "
+                "it; use a file, or open another database in the child"
+            )
+            return
+        self.refusal = _open_at_fork(self._file or "this SQLite database")
+        if self._file is not None:
+            _refused_files.add(_identity(self._file))
+
+
+def is_guarded(engine: Engine) -> bool:
+    """Say whether an engine has a guard."""
+    return any(
+        isinstance(watcher, Guard) and watcher.engine() is engine
+        for watcher in list(watchers)
+    )
+
+
+def is_in_memory(dialect: Any, url: URL) -> bool:
+    """Say whether a database is a SQLite one in this process's memory."""
+    # The pool that SQLAlchemy would choose tells it for every form of the URL.
+    return bool(
+        dialect.name == "sqlite"
+        and issubclass(dialect.get_pool_class(url), SingletonThreadPool)
+    )
+
+
+def refuse_inherited(
+    connection: Connection, cursor: object, statement: str, parameters: Any, *_: object
+) -> tuple[str, Any]:
+    """Raise ForkError for a statement on a connection that is the parent's.
+
+    After a fork from C nobody else would see it.  It listens to each guarded engine.
+    """
+    gate.notice_fork()
+    if _is_parents(connection):
+        raise ForkError(PARENTS)
+    return statement, parameters
+
+
+def _before_end(connection: Connection) -> None:
+    gate.notice_fork()
+
+
+def _before_savepoint_ends(connection: Connection, *_: object) -> None:
+    gate.notice_fork()
+    # Its end is a statement, and so would be refused; yet an exception that unwinds
+    # an inherited block must pass through.
+    if not connection.invalidated and _is_parents(connection):
+        connection.invalidate()
+
+
+def _before_reset(connection: object, record: object, state: object) -> None:
+    gate.notice_fork()
+    # SQLAlchemy has read the connection before this event, and would roll it back.
+    if is_disowned(connection):
+        raise ForkError(PARENTS)
+
+
+def _is_parents(connection: Connection) -> bool:
+    return isinstance(connection.connection.dbapi_connection, ParentsConnection)
+
+
+def _show_fork_error(context: Any) -> BaseException | None:
+    # SQLAlchemy wraps whatever a statement raises; users are promised a ForkError.
+    original = context.original_exception
+    return original if isinstance(original, ForkError) else None
+
+
+def _open_at_fork(name: str) -> str:
+    return (
+        f"{name} was in use when this process was forked, and SQLite cannot be "
+        "mended in the child; fork outside transactions and open connections"
+    )
+
+
+def _identity(path: str) -> object:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return path
+    return status.st_dev, status.st_ino

@@ -1,0 +1,1 @@
+"""What a session is made of: its jobs' rows, claims, transitions and history."""

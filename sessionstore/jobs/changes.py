@@ -1,0 +1,95 @@
+"""How those who write to a session tell those who wait for it.
+
+PostgreSQL has NOTIFY.  It goes along with COMMIT, to run after it: within the
+transaction it would have all transactions that notify commit one after the other
+(PostgreSQL's ``PreCommit_Notify`` takes a lock on the whole database for that).
+
+MariaDB and MySQL have nothing of the kind, so that each transaction moves a counter
+on, as its last act before COMMIT.  Each process has one of a few rows for that, lest
+all wait for the same row's lock.
+
+SQLite knows by itself when its file has changed.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from sqlalchemy import bindparam, delete, func, select
+
+from sessionstore.database.access import Database
+from sessionstore.database.dialects import Telling
+from sessionstore.database.kept import KeptConnection
+from sessionstore.database.scopes import Scope
+from sessionstore.database.statements import Statement
+from sessionstore.objects.schema import Schema
+
+__all__ = ["Changes"]
+
+#: Rows for each session; more of them would take longer to add up.
+SLOTS = 8
+
+
+class Changes:
+    """Tells that jobs of a session have changed, once for each transaction."""
+
+    def __init__(self, database: Database, schema: Schema) -> None:
+        self._database = database
+        self._prefix = f"sessionstore_{schema.lock_name[:16]}"
+        self._telling = database.settings.telling
+        #: What a transaction runs that tells of something.
+        self.writes: list[Statement] = []
+        if self._telling is Telling.COUNTER:
+            table = schema.changes
+            self._count = Statement(_counting(table))
+            self.writes.append(self._count)
+            of_session = table.c.session_id == bindparam("session")
+            self._sum = Statement(select(func.sum(table.c.number)).where(of_session))
+            self._delete = Statement(delete(table).where(of_session))
+
+    def channel(self, session_id: int) -> str:
+        """Return the name by which NOTIFY and LISTEN know a session."""
+        return f"{self._prefix}_{session_id}"
+
+    def note(self, session_id: int | None) -> None:
+        """Tell of a change when the transaction commits."""
+        if self._telling is Telling.BY_ITSELF or session_id is None:
+            return
+        scope = self._database.scope
+        assert scope is not None
+        noted = scope.notes.get(self)
+        if noted is None:
+            noted = scope.notes[self] = set()
+            scope.before_commit.append(self._tell)
+        noted.add(session_id)
+
+    def _tell(self, scope: Scope) -> None:
+        # In order, so that two transactions that changed the same sessions cannot
+        # end in a deadlock.
+        for session_id in sorted(scope.notes[self]):
+            if self._telling is Telling.NOTIFY:
+                scope.with_commit.append(f"NOTIFY {self.channel(session_id)}")
+            else:
+                slot = os.getpid() % SLOTS
+                scope.kept.change(self._count, {"session": session_id, "slot": slot})
+
+    def count(self, kept: KeptConnection, session_id: int) -> object:
+        """Return what is another number after each change, where there is a counter."""
+        row = kept.row(self._sum, {"session": session_id})
+        return row and row[0]
+
+    def forget(self, kept: KeptConnection, session_id: int) -> None:
+        """Drop what is kept of a session that is destroyed."""
+        if self._telling is Telling.COUNTER:
+            kept.change(self._delete, {"session": session_id})
+        else:
+            self.note(session_id)
+
+
+def _counting(table: Any) -> Any:
+    # Imported where it is needed: it takes as long as this whole package.
+    from sqlalchemy.dialects.mysql import insert
+
+    row = {"session_id": bindparam("session"), "slot": bindparam("slot"), "number": 1}
+    return insert(table).values(row).on_duplicate_key_update(number=table.c.number + 1)

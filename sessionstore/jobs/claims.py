@@ -1,0 +1,390 @@
+"""Claims: who takes a task has it alone, until its lease passes to another.
+
+A claim is an UPDATE of the job's row on the condition that nobody else has changed
+it, checked by its row count (G6).  It moves the row's token on, which all that the
+holder writes is compared with.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Protocol, Self, get_args
+
+from sessionstore.database.clock import instant
+from sessionstore.database.kept import KeptConnection
+from sessionstore.errors import (
+    ConfigurationError,
+    ConflictError,
+    LeaseLostError,
+    NotFoundError,
+    SessionStoreError,
+    TransitionError,
+)
+from sessionstore.jobs.history import Transition
+from sessionstore.jobs.holder import Holder
+from sessionstore.jobs.index import Index
+from sessionstore.jobs.rows import FREE, Job, Request, check_holder
+from sessionstore.jobs.saving import Move, save_graph
+from sessionstore.jobs.states import states_from
+from sessionstore.jobs.transitions import move_job, move_task, record
+from sessionstore.objects.serialization import state_of
+from sessionstore.options import check_attempts, check_lease
+from sessionstore.row_ids import fits
+from sessionstore.task import State
+
+__all__ = ["Claim", "Owner", "Request", "claim", "exhaust", "request", "take"]
+
+log = logging.getLogger(__name__)
+
+#: How often jobs are looked for anew because others were first.
+ATTEMPTS = 10
+REQUESTS: tuple[Request, ...] = get_args(Request)
+#: States in which somebody has to be at work on a task.
+_UNDER_WAY = frozenset({State.SUBMITTED, State.RUNNING, State.TERMINATING})
+
+
+class Owner(Protocol):
+    """A claim's session.  An underscore, here and in Claim, means: of this package."""
+
+    _index: Index
+
+    def load(self, id_: object) -> Any:
+        """Return the object with this ID."""
+
+    def refresh(self, task: Any) -> None:
+        """Read an object again."""
+
+
+@dataclass(slots=True)
+class Claim:
+    """A task that is held, by whoever has this.
+
+    It goes on being good in a forked child, and crosses pickling: it has its session
+    with it, which works in any process.  (Pickled it is the session's recipe, so that
+    the other process opens connections of its own, and the task is read there anew.)
+    All copies are one claim: the supervisor may renew it while its worker writes.  Its
+    holder is the process that claimed; when that has ended, the claim is recovered.
+
+    A ``with`` block releases it at its end, whichever way it ends, in the process that
+    entered it.  Each call raises LeaseLostError once the lease has passed to another,
+    and changes nothing then.
+
+    >>> from sessionstore import SessionStore, State, Task
+    >>> session = SessionStore("sqlite:///tasks.db")
+    >>> id_ = session.add(Task("count"))
+    >>> [claim] = session.claim()
+    >>> claim.task.jobname, claim.attempts
+    ('count', 1)
+    >>> with claim:
+    ...     for state in (State.SUBMITTED, State.RUNNING, State.TERMINATED):
+    ...         change = claim.transition(state)
+    """
+
+    #: The task's.
+    id: int
+    #: Moves on with each claim of the task; by it an old holder is told from a new.
+    token: int
+    #: How often the task has been claimed, this time included, since it was NEW.
+    attempts: int
+    #: By the database's clock.
+    lease_expires_at: datetime
+    #: Seconds from each renewal to the lease's end.
+    lease: float
+    _session: Owner = field(repr=False, compare=False)
+    _revision: int = field(repr=False, compare=False)
+    _task: Any = field(default=None, repr=False, compare=False)
+    #: What was requested before, when nobody could hear of it.
+    _request: Request | None = field(default=None, repr=False, compare=False)
+    #: Ended by this copy itself.
+    _is_over: bool = field(default=False, repr=False, compare=False)
+    #: Of the process that is in the ``with`` block.
+    _pid: int = field(default=0, repr=False, compare=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        values = (self.id, self.token, self.attempts, self.lease_expires_at, self.lease)
+        return Claim, (*values, self._session, self._revision)
+
+    @property
+    def task(self) -> Any:
+        """The task itself, read when it is asked for first.
+
+        Raises DecodeError if it cannot be read; its state can still be changed.
+        """
+        task = self._task
+        if task is None:
+            task = self._session.load(self.id)
+            if (task._revision or 0) < self._revision:
+                # It was in memory before the claim, and nobody may write what is
+                # older than what another holder wrote since.
+                self._session.refresh(task)
+            self._task = task
+        elif task._revision is None and not task.changed and self._is_here(task):
+            # It was read in a transaction that was rolled back.
+            self._session.refresh(task)
+        return task
+
+    def renew(self) -> Request | None:
+        """Let the lease last ``lease`` seconds from now; return what is requested.
+
+        That is "cancel", "hold", "resume" or None, and stands until the claim ends.
+        A lease that has run out, but was not taken by another, is renewed too.
+
+        Raises ConflictError if the task was changed at this moment: try again.
+        """
+        index, lease = self._session._index, _microseconds(self.lease)
+
+        def work(kept: KeptConnection) -> Job:
+            job = index.job(kept, self.id)
+            check_holder(job, self.token)
+            # The row count decides, as wherever a lease is at stake.
+            if not index.leases.renew(kept, self.id, self.token, job.now + lease):
+                raise ConflictError(
+                    f"task {self.id} was changed by somebody else just now; try again",
+                    id=self.id,
+                )
+            return job
+
+        with self._held():
+            job = index.database.write(work)
+        self._note(lease_expires_at=instant(job.now + lease))
+        return job.request
+
+    def save(self) -> int:
+        """Write the task's changes back, and return its ID.
+
+        Raises ConflictError if another copy of this claim has changed it since it was
+        read; EncodeError if it cannot be stored.
+        """
+        index = self._session._index
+        with self._held():
+            task = self.task
+            if not self._is_here(task):
+                raise index.not_here(self.id)
+            save_graph(index, [task], listed=False, token=self.token)
+        self._note(_is_over=state_of(task) == State.TERMINATED)
+        return self.id
+
+    def transition(
+        self,
+        to: State | str,
+        *,
+        expect: State | str | Collection[State | str] | None = None,
+        info: str = "",
+        returncode: int | None = None,
+    ) -> Transition:
+        """Move the task to another state, as ``SessionStore.transition`` does.
+
+        If ``task`` was asked for and is ``changed``, it is saved with it.  A
+        transition to TERMINATED ends the claim.
+        """
+        index, move = self._session._index, Move.asked(to, expect, info, returncode)
+        with self._held():
+            task = self._task
+            if task is not None and task.changed and self._is_here(task):
+                made = move_task(index, task, move, self.token)
+            else:
+                made = move_job(index, self.id, move, self.token)
+        self._note(_is_over=made.to_state == State.TERMINATED)
+        return made
+
+    def release(self, info: str = "released") -> None:
+        """Give the task back, if it is held still.
+
+        One that is SUBMITTED, RUNNING or TERMINATING becomes UNKNOWN, with ``info`` in
+        its history, so that it is claimed again; in any other state it stays.
+        """
+        index = self._session._index
+
+        def work(kept: KeptConnection) -> None:
+            job = index.job(kept, self.id)
+            if job.holder is None and job.token == self.token:
+                return
+            check_holder(job, self.token)
+            values = {**FREE, "request": None}
+            if job.state in _UNDER_WAY:
+                record(index, kept, job, State.UNKNOWN, info, self.token, values)
+            else:
+                revision = index.jobs.change(kept, job, self.token, **values)
+                index.objects.identities.follow(self.id, job.revision, revision)
+
+        with self._held():
+            index.database.write(work)
+        self._note(_is_over=True)
+
+    def _is_here(self, task: object) -> bool:
+        """Say whether an object stands for the task's row still."""
+        known_id = self._session._index.objects.identities.known_id
+        return known_id(task) == self.id
+
+    def _note(self, **values: object) -> None:
+        """Set attributes, until the transaction rolls back."""
+        before = {name: getattr(self, name) for name in values}
+
+        def put(some: Mapping[str, object]) -> None:
+            for name, value in some.items():
+                setattr(self, name, value)
+
+        scope = self._session._index.database.scope
+        if scope is not None:
+            scope.undo.append(lambda: put(before))
+        put(values)
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        try:
+            yield
+        except NotFoundError as error:
+            if error.id != self.id:  # but of what is inside it
+                raise
+            raise LeaseLostError(
+                f"task {self.id} is not in its session any more; stop working on it",
+                id=self.id,
+            ) from error
+
+    def __enter__(self) -> Self:
+        self._pid = os.getpid()
+        return self
+
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        # A forked child leaves a block in which its parent still is; and what became of
+        # the task after it was ended here is nothing to this holder.
+        if self._pid not in (0, os.getpid()) or self._is_over:
+            return
+        try:
+            self.release()
+        except SessionStoreError:
+            if error is None:
+                raise
+            # What went wrong first is what the caller has to hear of.
+            log.warning("task %s could not be released", self.id, exc_info=True)
+
+
+def claim(
+    session: Owner,
+    number: int,
+    *,
+    states: Collection[State | str],
+    lease: float,
+    max_attempts: int | None,
+) -> list[Claim]:
+    """Claim up to ``number`` jobs, the oldest of those that nobody holds."""
+    index, wanted = session._index, states_from(states) or ()
+    check_attempts(max_attempts)
+    if not isinstance(number, int) or number < 0 or not fits(number):
+        raise ConfigurationError(f"{number} tasks cannot be claimed")
+    if State.TERMINATED in wanted:
+        raise TransitionError("no TERMINATED task can be claimed; redo() makes it NEW")
+    microseconds = _microseconds(lease)
+
+    def work(kept: KeptConnection) -> tuple[list[Claim], bool]:
+        claims: list[Claim] = []
+        has_exhausted = False
+        for _ in range(ATTEMPTS):
+            missing = number - len(claims)
+            jobs = index.leases.free(kept, index.id, wanted, missing)
+            for job in jobs:
+                try:
+                    if max_attempts is not None and job.attempts >= max_attempts:
+                        exhaust(index, kept, job)
+                        has_exhausted = True
+                    else:
+                        claims.append(take(session, kept, job, microseconds))
+                except ConflictError:
+                    log.debug("somebody else was first to claim task %s", job.job_id)
+            if not jobs or len(claims) == number:
+                break
+        return claims, has_exhausted
+
+    claims, is_to_go_on = index.database.write(work)
+    while is_to_go_on and not claims:  # there may be one behind all that were ended
+        claims, is_to_go_on = index.database.write(work)
+    if claims:
+        index.compile_for_holders()
+    return claims
+
+
+def take(
+    session: Owner,
+    kept: KeptConnection,
+    job: Job,
+    lease: int,
+    *,
+    is_attempt: bool = True,
+) -> Claim:
+    """Make this process a job's holder.
+
+    Raises ConflictError if the job was changed since it was read.
+    """
+    index = session._index
+    token, expires_at = job.token + 1, job.now + lease
+    attempts = job.attempts + is_attempt
+    revision = index.jobs.put(
+        kept,
+        job,
+        holder=str(Holder.current()),
+        token=token,
+        attempts=attempts,
+        claimable_at=expires_at,
+        lease_expires_at=expires_at,
+    )
+    index.objects.identities.follow(job.job_id, job.revision, revision)
+    taken = Claim(
+        job.job_id,
+        token,
+        attempts,
+        instant(expires_at),
+        lease / 1e6,
+        session,
+        revision,
+        _request=job.request,
+    )
+    scope = index.database.scope
+    assert scope is not None
+
+    def undo() -> None:
+        # The token will be another claim's, and no job is held by token 0.
+        taken.token = 0
+
+    scope.undo.append(undo)
+    return taken
+
+
+def request(index: Index, key: int, what: Request) -> bool:
+    """Note what the job's holder is asked for; say whether it has one."""
+    if what not in REQUESTS:
+        raise TransitionError(
+            f"there is no request {what!r}; there are {', '.join(REQUESTS)}", id=key
+        )
+
+    def work(kept: KeptConnection) -> bool:
+        job = index.job(kept, key)
+        if job.state == State.TERMINATED:
+            raise TransitionError(
+                f"task {key} is TERMINATED, so that there is nothing to {what}", id=key
+            )
+        index.leases.request(kept, key, what)
+        index.changes.note(index.id)
+        return job.holder is not None
+
+    return index.database.write(work)
+
+
+def exhaust(
+    index: Index, kept: KeptConnection, job: Job, token: int | None = None
+) -> None:
+    """End a job that was tried as often as it may be."""
+    if job.state == State.NEW:
+        # From where there is no way to TERMINATED.
+        record(index, kept, job, State.UNKNOWN, "attempts exhausted", token)
+        job = job._replace(state=State.UNKNOWN, revision=job.revision + 1)
+    record(index, kept, job, State.TERMINATED, "attempts exhausted", token)
+
+
+def _microseconds(seconds: float) -> int:
+    check_lease(seconds)
+    return round(seconds * 1e6)

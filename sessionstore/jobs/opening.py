@@ -1,0 +1,71 @@
+"""What a session can be opened on, and under which name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy.engine import URL
+
+from sessionstore.errors import ConfigurationError
+from sessionstore.jobs.history import clean
+from sessionstore.jobs.index import Index
+from sessionstore.objects.schema import MAX_NAME
+from sessionstore.sql import SqlStore
+from sessionstore.url import Url
+
+__all__ = ["check_name", "open_index", "sql_store"]
+
+
+def check_name(name: object) -> str:
+    """Return a session's name, or raise ConfigurationError."""
+    if (
+        not isinstance(name, str)
+        or not 1 <= len(name) <= MAX_NAME
+        or clean(name, MAX_NAME) != name
+        # To MySQL's utf8mb4_bin a name is the same with spaces after it.
+        or name.endswith(" ")
+    ):
+        raise ConfigurationError(
+            f"the session name {name!r} must have 1 to {MAX_NAME} characters, "
+            "neither NUL nor lone surrogates, and no space at its end"
+        )
+    return name
+
+
+def sql_store(
+    store_or_url: object, create: bool, store_options: dict[str, Any]
+) -> SqlStore:
+    """Return the SQL store that was given, or whose URL was."""
+    if isinstance(store_or_url, SqlStore):
+        if store_options:
+            raise ConfigurationError(
+                "options of the store were given beside a store that is there "
+                f"already: {', '.join(sorted(store_options))}"
+            )
+        return store_or_url
+    if isinstance(store_or_url, Path) or (
+        isinstance(store_or_url, str)
+        and store_or_url
+        and ":" not in store_or_url.partition("/")[0]
+    ):
+        path = Path(store_or_url).absolute()
+        raise ConfigurationError(
+            f"a session needs a SQL store, and {str(store_or_url)!r} is a plain "
+            f"path; for a SQLite file write 'sqlite:///{path}'"
+        )
+    if not isinstance(store_or_url, (str, Url, URL)):
+        raise ConfigurationError(
+            f"a session needs an SqlStore or a URL, not {store_or_url!r}"
+        )
+    return SqlStore(store_or_url, create=create, **store_options)
+
+
+def open_index(store: SqlStore, name: str, *, create: bool, is_ours: bool) -> Index:
+    """Return a session's index; where that fails, ``is_ours`` has the store closed."""
+    try:
+        return Index(store._objects, name, create=create)
+    except BaseException:
+        if is_ours:  # nobody else has it
+            store.close()
+        raise

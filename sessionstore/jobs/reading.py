@@ -1,0 +1,165 @@
+"""Reading a session's objects: by ID, again in place, and all of them."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from sessionstore.database.kept import KeptConnection
+from sessionstore.errors import DecodeError, LoadError, NotFoundError
+from sessionstore.jobs.index import Index
+from sessionstore.objects.decoding import fill
+from sessionstore.objects.identity_map import IdentityMap, set_unmarked
+from sessionstore.objects.serialization import Row
+from sessionstore.persistable import Persistable, is_persistable, mark
+
+__all__ = ["each", "load", "refresh", "stored_parts", "stored_workflow", "workflow"]
+
+log = logging.getLogger(__name__)
+
+#: Objects that an iteration has in memory at once.
+BATCH = 50
+
+
+def load(
+    index: Index, keys: Sequence[int]
+) -> tuple[dict[int, Any], dict[int, LoadError]]:
+    """Return the objects with these IDs, and why others could not be had."""
+    roots = frozenset(keys)
+    identities = index.objects.identities
+    decoded = index.objects.load_many(
+        keys,
+        fetch=lambda kept, ids: index.fetch(kept, ids, roots),
+        adopt=lambda _, obj, row: _adopt(identities, obj, row),
+    )
+    # A live object may be of another session, or none, and one that was read past
+    # the session has no revision yet.
+    live = [key for key in decoded.objects if key not in decoded.rows]
+    jobs = index.mine(live) if live else {}
+    for key in live:
+        obj: Any = decoded.objects[key]
+        if key not in jobs:
+            del decoded.objects[key]
+            decoded.errors[key] = index.not_here(key)
+        elif not is_persistable(obj):  # read past the session
+            del decoded.objects[key]
+            decoded.errors[key] = DecodeError(
+                f"object {key} is a job, and no Persistable: {obj!r}", id=key
+            )
+        elif getattr(obj, "_revision", None) is None and not obj.changed:
+            refresh(index, obj)
+    return decoded.objects, decoded.errors
+
+
+def _adopt(identities: IdentityMap, obj: Any, row: Row) -> None:
+    if not is_persistable(obj):  # a part, of a program that had no session
+        return
+    identities.read_at(obj, row.revision)
+    execution = getattr(obj, "execution", None)
+    if row.revision is not None and hasattr(execution, "returncode"):
+        set_unmarked(execution, "returncode", row.returncode)
+    mark(obj, False)
+
+
+def refresh(index: Index, task: Persistable) -> None:
+    """Read an object again, in place, and what it refers to if that is not live."""
+    identities = index.objects.identities
+    key = identities.known_id(task)
+    if key is None:
+        raise NotFoundError(f"{task!r} is not in the session {index.name!r}")
+
+    def work(kept: KeptConnection) -> None:
+        rows = index.fetch(kept, [key], {key})
+        if key not in rows:
+            raise index.not_here(key)
+        decoded = index.objects.decode(
+            [key],
+            rows,
+            fetch=lambda ids: index.fetch(kept, ids, {key}),
+            live=lambda i: task if i == key else identities.live(i),
+        )
+        read = decoded.only(key)
+        try:
+            fill(task, read)
+        except TypeError as error:
+            raise DecodeError(
+                f"object {key} cannot be read again in place: {error}", id=key
+            ) from error
+        decoded.objects[key] = task
+        live = identities.live(key)
+        # After a rollback nothing may be live here, and then it is this one.
+        identities.adopt(
+            {i: obj for i, obj in decoded.objects.items() if i != key or live is None}
+        )
+        for object_id, obj in decoded.objects.items():
+            _adopt(identities, obj, decoded.rows[object_id])
+
+    index.database.read(work)
+
+
+def stored_workflow(index: Index, kept: KeptConnection, key: int) -> Sequence[int]:
+    """Return the IDs of an object and of the ``tasks`` in it, as they are stored."""
+    objects = _stored(index, kept, key)
+    if not objects:
+        return [key]
+    ids = {id(obj): object_id for object_id, obj in objects.items()}
+    parts = workflow([objects[key]])
+    return [ids[id(part)] for part in parts if id(part) in ids]
+
+
+def stored_parts(index: Index, kept: KeptConnection, key: int) -> Sequence[int]:
+    """Return the IDs of all that an object refers to, however far, as it is stored."""
+    return [object_id for object_id in _stored(index, kept, key) if object_id != key]
+
+
+def _stored(index: Index, kept: KeptConnection, key: int) -> dict[int, Any]:
+    """Return an object and all that it refers to, by ID, as they are stored.
+
+    What is live of them may be older, or newer, than that.  For one that cannot be
+    read there is nothing.
+    """
+
+    def fetch(ids: Sequence[int]) -> Mapping[int, Row]:
+        return index.fetch(kept, ids, {key})
+
+    decoded = index.objects.decode([key], fetch([key]), fetch, live=lambda _: None)
+    if key in decoded.errors:
+        log.warning("what is inside object %s is not known; it cannot be read", key)
+        return {}
+    return decoded.objects
+
+
+def each(index: Index) -> Iterator[tuple[int, Any, LoadError | None]]:
+    """Go through the jobs' IDs, each with its object or what is wrong with it."""
+    batch: list[int] = []
+    for id_ in index.ids(None):
+        batch.append(id_)
+        if len(batch) == BATCH:
+            yield from _each_of(index, batch)
+            batch = []
+    yield from _each_of(index, batch)
+
+
+def _each_of(
+    index: Index, ids: Sequence[int]
+) -> Iterator[tuple[int, Any, LoadError | None]]:
+    objects, errors = load(index, ids)
+    for id_ in ids:
+        yield id_, objects.get(id_), errors.get(id_)
+
+
+def workflow(tasks: Iterable[Any]) -> Iterator[Any]:
+    """Go through tasks and the ``tasks`` inside them, breadth first."""
+    todo = deque(tasks)
+    seen: set[int] = set()
+    while todo:
+        task = todo.popleft()
+        if id(task) not in seen:
+            seen.add(id(task))
+            yield task
+            inside = getattr(task, "tasks", ())
+            # An attribute of that name may be anything else, as a number of tasks.
+            if isinstance(inside, Iterable):
+                todo.extend(part for part in inside if isinstance(part, Persistable))

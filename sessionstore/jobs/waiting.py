@@ -1,0 +1,207 @@
+"""Waiting until something changes in a session."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+import signal
+import termios
+import threading
+import time
+import weakref
+from array import array
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from sqlalchemy import text
+
+from sessionstore.database.access import Database
+from sessionstore.database.dialects import Telling
+from sessionstore.database.kept import KeptConnection
+from sessionstore.database.statements import Statement
+from sessionstore.errors import StoreError, StoreUnavailableError
+from sessionstore.fork import hooks
+from sessionstore.fork.inherited import descriptor_of
+from sessionstore.jobs.index import Index
+
+__all__ = ["Waiting"]
+
+#: Seconds between two looks where nobody tells; half of it is the median delay.  A
+#: look takes some 0.1 ms of a core for a file, and 0.2 ms where a server is asked.
+INTERVAL_OF_FILE = 0.025
+INTERVAL_OF_COUNTER = 0.04
+#: The most seconds that poll() is given: it takes an int of milliseconds.
+_LONG = 86_400.0
+
+
+class Watch(Protocol):
+    """What one thread has seen of a session's changes."""
+
+    #: Readable when there may be something new, None where nobody tells.
+    descriptor: int | None
+    #: Seconds until the next look, if nobody tells of anything sooner.
+    interval: float
+
+    def look(self) -> bool:
+        """Say whether something has changed since the last look."""
+
+
+class Waiting:
+    """Waits for changes of one session.
+
+    Each thread has seen what it has seen, so that none misses what came while it was
+    busy with what it saw before.
+    """
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+        self._database = index.database
+        self._data_version = Statement(text("PRAGMA data_version"))
+        self._thread = _ThreadState()
+
+    def wait(self, timeout: float) -> bool:
+        """Wait for a change, or a signal, or until the time is over."""
+        if self._database.scope is not None:
+            raise StoreError(
+                "waiting inside a transaction would keep others from changing "
+                "anything; leave its block first"
+            )
+        until = time.monotonic() + timeout
+        if self._thread.pid != os.getpid():
+            # What a fork brought along is the parent's, and so is its connection.
+            self._thread.watch, self._thread.pid = None, os.getpid()
+        watch = self._thread.watch
+        if watch is None:
+            watch = self._thread.watch = self._begin()
+        try:
+            return self._watch(watch, until)
+        except StoreUnavailableError:
+            # Whatever happened while the connection was away.
+            self._thread.watch = None
+            if watch.descriptor is None:
+                raise
+            return True
+
+    def _watch(self, watch: Watch, until: float) -> bool:
+        with _signals() as (signalled, has_come):
+            poll = select.poll()
+            for descriptor in (watch.descriptor, signalled):
+                if descriptor is not None:
+                    poll.register(descriptor, select.POLLIN)
+            while not watch.look():
+                left = until - time.monotonic()
+                if left <= 0 or has_come:
+                    return False
+                ready = poll.poll(min(left, watch.interval) * 1000)
+                if any(descriptor == signalled for descriptor, _ in ready):
+                    return watch.look()
+            return True
+
+    def _begin(self) -> Watch:
+        database, index = self._database, self._index
+        telling = database.settings.telling
+        if telling is Telling.NOTIFY:
+            return _Listening(database, index.changes.channel(index.id))
+        if telling is Telling.COUNTER:
+            return _Polling(
+                lambda: database.read(lambda k: index.changes.count(k, index.id)),
+                INTERVAL_OF_COUNTER,
+            )
+        return _Polling(lambda: database.read(self._look_at_file), INTERVAL_OF_FILE)
+
+    def _look_at_file(self, kept: KeptConnection) -> object:
+        # What others have committed changes the one (sqlite.org/pragma.html), what
+        # was done on this connection the other.  Both are this connection's own, and
+        # on another one, as after a fork, something may have changed.
+        version = kept.row(self._data_version)
+        return weakref.ref(kept), version, getattr(kept.driver, "total_changes", 0)
+
+
+class _ThreadState(threading.local):
+    watch: Watch | None = None
+    pid = 0
+
+
+class _Polling:
+    """Compares what is another value after each change."""
+
+    descriptor: int | None = None
+
+    def __init__(self, value: Callable[[], object], interval: float) -> None:
+        self.interval = interval
+        self._value = value
+        self._seen = value()
+
+    def look(self) -> bool:
+        before, self._seen = self._seen, self._value()
+        return self._seen != before
+
+
+class _Listening:
+    """Listens on PostgreSQL, on a connection of its own.
+
+    The engine's fork guard knows that connection as it knows all others.
+    """
+
+    interval = _LONG
+
+    def __init__(self, database: Database, channel: str) -> None:
+        with hooks.gate.inside():
+            self._kept = database.connections.open()
+            self._kept.command(f"LISTEN {channel}")
+        self.descriptor: int | None = descriptor_of(self._kept.driver)
+
+    def look(self) -> bool:
+        with hooks.gate.inside():
+            return bool(self._kept.notifications())
+
+
+@contextmanager
+def _signals() -> Iterator[tuple[int | None, bool]]:
+    """Give a descriptor that is readable once a signal has come, and if one has.
+
+    Python goes on waiting when a signal's handler has returned (PEP 475), and a
+    handler that only makes a note wants to be heard of.  None in other threads than
+    the main one, which no handler runs in.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield None, False
+        return
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    os.set_blocking(writer, False)
+    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    try:
+        yield reader, _is_unread(before)
+    finally:
+        signal.set_wakeup_fd(before, warn_on_full_buffer=False)
+        _pass_on(reader, before)
+        os.close(reader)
+        os.close(writer)
+
+
+def _is_unread(descriptor: int) -> bool:
+    """Say whether a signal waits to be read where the caller wanted to hear of it.
+
+    It came after the caller has looked there, and before we could be told of it.
+    """
+    # The other end of the pipe is the caller's; Linux counts the bytes at this one
+    # too, other systems tell of none.
+    count = array("i", [0])
+    try:
+        fcntl.ioctl(descriptor, termios.FIONREAD, count)
+    except (OSError, ValueError):  # there is none, or it cannot tell
+        return False
+    return count[0] > 0
+
+
+def _pass_on(reader: int, to: int) -> None:
+    # Whoever had asked for it is to be woken too.
+    try:
+        came = os.read(reader, 4096)
+        if to != -1:
+            os.write(to, came)
+    except OSError:  # nothing came, or nobody reads what did
+        return

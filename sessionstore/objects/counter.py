@@ -1,0 +1,71 @@
+"""Blocks of new IDs, taken from the table that counts them."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from sessionstore.database.access import Database
+from sessionstore.database.kept import KeptConnection
+from sessionstore.errors import SchemaError
+from sessionstore.ids import Allocator
+from sessionstore.objects.schema import Schema
+
+__all__ = ["IdCounter"]
+
+
+class IdCounter:
+    """Gives out the IDs of one object table, each of them once."""
+
+    def __init__(self, database: Database, schema: Schema) -> None:
+        self._database = database
+        self._schema = schema
+        #: Whether there is a table to count in.
+        self.is_there = True
+        self.allocator = Allocator(self._take_block, self._uncommitted)
+
+    def _uncommitted(self) -> deque[int] | None:
+        scope = self._database.scope
+        if scope is None or self._database.settings.concurrent_writers:
+            return None
+        numbers: deque[int] = scope.notes.setdefault(self, deque())
+        return numbers
+
+    def _take_block(self, n: int) -> range:
+        if not self.is_there:
+            raise SchemaError(
+                f"there is no table {self._schema.ids.name!r} to take new IDs from; "
+                "give the store an idfactory, or let it create its tables"
+            )
+        scope = self._database.scope
+        if scope is None:
+            return self._database.write(lambda kept: self._take(kept, n))
+        if self._uncommitted() is not None:
+            return self._take(scope.kept, n)
+        # On the transaction's own connection the counter's row would stay locked
+        # until the caller commits, and everybody else would wait for that.
+        with self._database.aside() as kept:
+            return self._take(kept, n)
+
+    def skip(self, kept: KeptConnection, last: int) -> None:
+        """Have no block that is taken from now on begin at or below ``last``."""
+        while True:
+            seen, _ = self._next(kept)
+            taken = {"seen": seen, "following": last + 1}
+            if seen > last or kept.change(self._schema.take_ids, taken) == 1:
+                return
+
+    def _next(self, kept: KeptConnection) -> tuple[int, int | None]:
+        """Return where the next block begins, and the largest ID in use."""
+        row = kept.row(self._schema.next_ids)
+        if row is None:
+            raise SchemaError(f"the table {self._schema.ids.name!r} has lost its row")
+        seen, largest = row
+        return seen, largest
+
+    def _take(self, kept: KeptConnection, n: int) -> range:
+        while True:
+            seen, largest = self._next(kept)
+            first = max(seen, (largest or 0) + 1)
+            taken = {"seen": seen, "following": first + n}
+            if kept.change(self._schema.take_ids, taken) == 1:
+                return range(first, first + n)

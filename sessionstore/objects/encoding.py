@@ -1,0 +1,80 @@
+"""Objects to records: the graph that one save takes, walked and pickled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from sessionstore.errors import EncodeError
+from sessionstore.objects.serialization import Record, path_of, state_of
+from sessionstore.persistable import Persistable
+from sessionstore.refusal import thread
+from sessionstore.serializers import Serializer
+
+__all__ = ["encode"]
+
+
+def encode(
+    roots: Iterable[object],
+    *,
+    known_id: Callable[[object], int | None],
+    new_id: Callable[[object], int],
+    serializer: Serializer,
+) -> list[Record]:
+    """Return the records that storing ``roots`` takes, nested objects included.
+
+    Each root is among them, and each ``Persistable`` reached from one that is
+    new (``known_id`` gives None) or ``changed``.  Nothing is assigned to any object.
+
+    Raises EncodeError if one of them cannot be stored.
+    """
+    todo: list[object] = []
+    met: dict[int, int] = {}  # the IDs, by id(obj)
+
+    def meet(obj: object) -> int:
+        object_id = met.get(id(obj))
+        if object_id is None:
+            object_id = known_id(obj)
+            if object_id is None:
+                object_id = new_id(obj)
+            met[id(obj)] = object_id
+            todo.append(obj)
+        return object_id
+
+    under_way: object = None
+
+    def persistent_id(part: object) -> object | None:
+        if isinstance(part, Persistable) and part is not under_way:
+            cls = type(part)
+            return int(meet(part)), cls.__module__, cls.__qualname__
+        return None
+
+    for root in roots:
+        meet(root)
+    number_of_roots = len(todo)
+
+    records = []
+    was_encoding, thread.is_encoding = thread.is_encoding, True
+    try:
+        for number, obj in enumerate(todo):  # which grows as objects are met
+            under_way = obj
+            object_id = met[id(obj)]
+            try:
+                payload = serializer.dumps(obj, persistent_id)
+            except EncodeError:
+                raise
+            except Exception as error:
+                raise _not_encoded(obj, object_id, error) from error
+            is_new = known_id(obj) is None
+            if number < number_of_roots or is_new or getattr(obj, "changed", False):
+                records.append(Record(obj, object_id, is_new, payload, state_of(obj)))
+    finally:
+        thread.is_encoding = was_encoding
+    return records
+
+
+def _not_encoded(obj: object, object_id: int, error: Exception) -> EncodeError:
+    return EncodeError(
+        f"an object of {path_of(type(obj))} cannot be stored: "
+        f"{type(error).__name__}: {error}; nothing of it was",
+        id=object_id,
+    )

@@ -1,0 +1,221 @@
+"""Which object of this process stands for which row.
+
+Every change to an object's bookkeeping (its ID, its ``changed`` mark, its revision,
+its place in this map) is noted in the open transaction together with what takes it
+back, should that roll back.  What is written in one statement, without an open
+transaction, is noted when it has been committed.
+"""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from sessionstore.database.access import Database
+from sessionstore.database.scopes import Scope
+from sessionstore.objects.origin import Origin, assign_id
+from sessionstore.objects.serialization import Record
+from sessionstore.persistable import Persistable, mark, note
+
+__all__ = ["IdentityMap", "set_unmarked"]
+
+log = logging.getLogger(__name__)
+
+
+class IdentityMap:
+    """The live objects of one table, held weakly.
+
+    ``origin`` names the table on the objects that are stored in it.
+    """
+
+    def __init__(self, database: Database, origin: str) -> None:
+        self._database = database
+        own = Origin(origin)
+        #: Returns the ID under which this table has an object, None if it has not.
+        self.known_id = own.known_id
+        self._note_stored = own.note_stored
+        self._live: weakref.WeakValueDictionary[int, Any] = (
+            weakref.WeakValueDictionary()
+        )
+        database.on_reset.append(self._reset_in_child)
+
+    def _reset_in_child(self) -> None:
+        # Whether what the parent's open transactions touched will ever be so, the
+        # child cannot know.
+        for scope in self._database.scopes:
+            for object_id in self._noted(scope):
+                self._live.pop(object_id, None)
+
+    def _noted(self, scope: Scope) -> dict[int, Any]:
+        """Return what is live for one transaction only; None is what it removed."""
+        noted: dict[int, Any] = scope.notes.setdefault(self, {})
+        return noted
+
+    # Which object is which
+
+    def live(self, object_id: int) -> Any | None:
+        """Return the object that this process has in memory for an ID."""
+        scope = self._database.scope
+        if scope is not None and object_id in (noted := self._noted(scope)):
+            return noted[object_id]
+        obj = self._live.get(object_id)
+        return obj if self._is_here(obj, object_id) else None
+
+    def live_among(self, ids: Iterable[int]) -> dict[int, Any]:
+        """Return the live objects of these IDs."""
+        scope = self._database.scope
+        noted = {} if scope is None else self._noted(scope)
+        get = self._live.get
+        live: dict[int, Any] = {}
+        for i in ids:
+            obj = noted[i] if i in noted else get(i)
+            if obj is not None and self._is_here(obj, i):
+                live[i] = obj
+        return live
+
+    def _is_here(self, obj: object, object_id: int) -> bool:
+        # One that was since saved to another store is that one's, and what happens to
+        # the row here is nothing to it.
+        return not isinstance(obj, Persistable) or self.known_id(obj) == object_id
+
+    # Bookkeeping on objects
+
+    def stored(self, records: Sequence[Record]) -> None:
+        """Note on objects, after ``undo_later``, that their rows were written."""
+        objects = {int(record.id): record.obj for record in records}
+        for object_id, obj in objects.items():
+            self._note_stored(obj, object_id)
+        self._remember(objects)
+
+    def adopt(self, objects: Mapping[int, Any]) -> None:
+        """Note on objects that they are what the table has under these IDs."""
+        for object_id, obj in objects.items():
+            self._note_stored(obj, object_id)
+            if isinstance(obj, Persistable) and obj._revision is not None:
+                # Of a payload, by a __getstate__ that returns everything.
+                note(obj, _revision=None)
+        self._remember(objects)
+
+    def _remember(self, objects: Mapping[int, Any]) -> None:
+        scope = self._database.scope
+        if scope is None:
+            self._keep(objects)
+        else:
+            # Nobody else may see what is not committed yet.
+            self._noted(scope).update(objects)
+            scope.after_commit.append(lambda: self._keep(objects))
+
+    def _keep(self, objects: Mapping[int, Any]) -> None:
+        live = self._live
+        for object_id, obj in objects.items():
+            try:
+                live[object_id] = obj
+            except TypeError:  # lists and the like cannot be referred to weakly
+                log.debug("objects of %s are not cached", type(obj))
+
+    def undo_later(self, objects: Sequence[object]) -> None:
+        """Put bookkeeping and ``changed`` marks back if the transaction fails."""
+        scope = self._database.scope
+        if scope is None:
+            return
+        before = [
+            (
+                obj,
+                getattr(obj, "persistent_id", None),
+                getattr(obj, "_origin", None),
+                getattr(obj, "_revision", None),
+                getattr(obj, "changed", False),
+            )
+            for obj in objects
+        ]
+
+        def restore() -> None:
+            for obj, object_id, origin, revision, changed in before:
+                if isinstance(obj, Persistable):
+                    note(
+                        obj,
+                        persistent_id=object_id,
+                        _origin=origin,
+                        _revision=revision,
+                    )
+                    mark(obj, changed or obj.changed)
+                else:
+                    assign_id(obj, object_id)
+
+        scope.undo.append(restore)
+
+    def set_until_rollback(self, obj: Any, name: str, value: object) -> None:
+        """Set an attribute without marking the object changed."""
+        scope = self._database.scope
+        assert scope is not None
+        old = getattr(obj, name, None)
+        scope.undo.append(lambda: set_unmarked(obj, name, old))
+        set_unmarked(obj, name, value)
+
+    def follow(self, object_id: int, before: int, after: int) -> Any | None:
+        """Let the live object keep up with a change that left its payload alone.
+
+        One that was not at the revision ``before`` was stale, and stays so: its next
+        save would undo what somebody else wrote.
+        """
+        live = self.live(object_id)
+        if not isinstance(live, Persistable):  # unreadable, to a session
+            return None
+        if live._revision == before:
+            self.undo_later([live])
+            note(live, _revision=after)
+            scope = self._database.scope
+            if scope is not None:
+                self._noted(scope)[object_id] = live
+        return live
+
+    def read_at(self, obj: Persistable, revision: int | None) -> None:
+        """Note the revision that an object was read at."""
+        scope = self._database.scope
+        if scope is not None and (
+            obj._revision != revision or obj.persistent_id in self._noted(scope)
+        ):
+            # What was read may be this transaction's own.  After a rollback it has to
+            # be read again, whatever else is put back, before it can be saved.
+            scope.undo.insert(0, lambda: note(obj, _revision=None))
+        note(obj, _revision=revision)
+
+    # Forgetting
+
+    def note_removed(self, object_id: int) -> None:
+        """Forget an object when the transaction commits, and inside it at once."""
+        scope = self._database.scope
+        assert scope is not None
+        obj = self.live(object_id)
+        self.evict(object_id)
+        if isinstance(obj, Persistable):
+            self.undo_later([obj])
+            note(obj, persistent_id=None)
+            scope.after_commit.append(lambda: mark(obj, True))
+        elif obj is not None:
+            self.undo_later([obj])
+            assign_id(obj, None)
+
+    def evict(self, object_id: int) -> None:
+        """Forget which object is live under an ID, inside the transaction and after."""
+        scope = self._database.scope
+        assert scope is not None
+        self._noted(scope)[object_id] = None
+        scope.after_commit.append(lambda: self._live.pop(object_id, None))
+
+    def forget_all(self) -> None:
+        """Forget the live objects, so that each is read anew."""
+        self._live.clear()
+        scope = self._database.scope
+        if scope is not None:
+            self._noted(scope).clear()
+
+
+def set_unmarked(obj: Any, name: str, value: object) -> None:
+    """Set an attribute without marking the object changed."""
+    marked = getattr(obj, "_changed", None)
+    setattr(obj, name, value)
+    if marked is not None:
+        obj.__dict__["_changed"] = marked

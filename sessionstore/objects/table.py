@@ -1,0 +1,395 @@
+"""Objects in their table: encoded, written and read.
+
+This is what ``SqlStore`` and ``SessionStore`` have in common.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+from sqlalchemy import Column, bindparam, select
+from sqlalchemy.exc import SQLAlchemyError
+
+from sessionstore.database.access import Database
+from sessionstore.database.failures import DuplicateKeyError
+from sessionstore.database.kept import KeptConnection
+from sessionstore.database.statements import Statement
+from sessionstore.errors import (
+    ConfigurationError,
+    EncodeError,
+    NotFoundError,
+    StoreError,
+)
+from sessionstore.fork import hooks
+from sessionstore.ids import IdFactory, IdSource
+from sessionstore.objects.counter import IdCounter
+from sessionstore.objects.decoding import decode
+from sessionstore.objects.encoding import encode
+from sessionstore.objects.identity_map import IdentityMap
+from sessionstore.objects.schema import CURRENT_VERSION, Schema
+from sessionstore.objects.serialization import Decoded, Record, Row
+from sessionstore.renaming import Renaming
+from sessionstore.row_ids import fits, not_found
+from sessionstore.serializers import PickleSerializer, Serializer
+
+__all__ = ["PAGE", "ObjectTable"]
+
+T = TypeVar("T")
+
+#: Rows in one page of an iteration.
+PAGE = 500
+#: How often IDs are given anew because another program had taken them.
+ATTEMPTS = 10
+#: Raised by a column's type, or by a driver that has no error of its own for a value
+#: that it cannot put into SQL.
+_UNSENDABLE = (SQLAlchemyError, ArithmeticError, TypeError, ValueError)
+
+
+class ObjectTable:
+    """One table of objects."""
+
+    def __init__(
+        self,
+        database: Database,
+        schema: Schema,
+        *,
+        idfactory: IdSource | None,
+        serializer: Serializer | None,
+        renamed: Renaming | None = None,
+        create: bool,
+    ) -> None:
+        self.database = database
+        self.schema = schema
+        self.serializer = serializer or PickleSerializer()
+        self._renamed = renamed
+        #: The live objects of this table.
+        self.identities = IdentityMap(database, f"{database.name}#{schema.name}")
+        self._create = create
+        self._counter = IdCounter(database, schema)
+        is_own = idfactory is None
+        if idfactory is None:
+            idfactory = IdFactory()
+        if isinstance(idfactory, IdFactory):
+            idfactory = idfactory.bind(self._counter.allocator)
+        self._idfactory = idfactory
+        # What a caller's own factory gives may be anything.
+        self._new_id = idfactory.new if is_own else self._checked_id
+        self._loading = threading.RLock()
+        self._is_ready = False
+        #: Whether the tables of sessions are there; known once it is prepared.
+        self.has_sessions = True
+        database.on_reset.append(self._reset_in_child)
+
+    def _reset_in_child(self) -> None:
+        self._counter.allocator.reset()
+        self._loading = threading.RLock()
+
+    # Setting up
+
+    def prepare(self) -> None:
+        """Make or check the tables, once in a process; to be called first of all."""
+        hooks.gate.notice_fork()
+        if self._is_ready:
+            return
+        if not self.database.read(lambda kept: kept.patiently(self._is_complete, kept)):
+            with (
+                self.database.setup_lock(self.schema.lock_name),
+                self.database.transaction() as scope,
+                self.database.translated(),
+            ):
+                self.schema.build(scope.kept.connection)
+        self._is_ready = True
+
+    def _is_complete(self, kept: KeptConnection) -> bool:
+        """Say whether all is made; raise SchemaError for what does not fit."""
+        connection, schema = kept.connection, self.schema
+        with self.database.translated():
+            version = schema.version_in(connection)
+            if version == CURRENT_VERSION or not self._create:
+                if version is not None:
+                    schema.check_version(version)
+                schema.check_columns(connection)
+                self.has_sessions = version is not None
+                self._counter.is_there = self.has_sessions or schema.has_ids(connection)
+                return True
+            # Before anything is made: a table that does not fit stays alone.
+            schema.check_columns(connection, may_lack=True)
+            return False
+
+    def reset_ids(self) -> None:
+        """Drop the IDs at hand; the next one is of a new block."""
+        self._counter.allocator.reset()
+
+    def close(self) -> None:
+        """Close all connections, with which an in-memory database's tables go."""
+        self.database.connections.dispose()
+        if self.database.connections.is_in_memory:
+            self.identities.forget_all()
+            self._is_ready = False
+
+    # Writing
+
+    def encode(self, objects: Sequence[object]) -> list[Record]:
+        """Return the records that storing these objects takes."""
+        reserve = getattr(self._idfactory, "reserve", None)
+        if len(objects) > 1 and reserve is not None:
+            known_id = self.identities.known_id
+            reserve(sum(1 for obj in objects if known_id(obj) is None))
+        return encode(
+            objects,
+            known_id=self.identities.known_id,
+            new_id=self._new_id,
+            serializer=self.serializer,
+        )
+
+    def _checked_id(self, obj: object) -> int:
+        object_id: object = self._idfactory.new(obj)
+        if not isinstance(object_id, int) or not fits(object_id):
+            raise ConfigurationError(
+                f"the idfactory gave {object_id!r}, and IDs are integers of 64 bits"
+            )
+        return object_id
+
+    def store(
+        self,
+        objects: Sequence[object],
+        first: Callable[[KeptConnection, Sequence[Record]], None] | None = None,
+    ) -> Sequence[int]:
+        """Write objects with all they refer to, after what ``first`` writes."""
+        self.prepare()
+
+        def run() -> Sequence[int]:
+            # Encoded before the transaction, so that nobody waits for pickling.
+            records = self.encode(objects)
+
+            def work(kept: KeptConnection) -> None:
+                self.identities.undo_later([record.obj for record in records])
+                if first is not None:
+                    first(kept, records)
+                self.write(kept, records)
+
+            is_one = first is None and len(records) == 1
+            self.database.write(work, is_one_statement=is_one)
+            ids = {id(record.obj): record.id for record in records}
+            return [ids[id(obj)] for obj in objects]
+
+        return self._with_free_ids(run)
+
+    def _with_free_ids(self, run: Callable[[], T]) -> T:
+        for _ in range(ATTEMPTS - 1):
+            try:
+                return run()
+            except DuplicateKeyError:
+                # Another program has put rows above our block since we took it.
+                self.reset_ids()
+                if self.database.scope is not None:
+                    raise
+        return run()
+
+    def write(self, kept: KeptConnection, records: Sequence[Record]) -> None:
+        """Write records' rows, and note on the objects that they are stored."""
+        try:
+            new = [record for record in records if record.is_new]
+            if new:  # else a forked worker would build the statement for nothing
+                self._insert(kept, new)
+            for record in records:
+                if not record.is_new and not self._update(kept, record.id, record):
+                    raise NotFoundError(
+                        f"object {record.id} is not in the table {self.schema.name!r} "
+                        "any more, so that it cannot be saved again",
+                        id=record.id,
+                    )
+        except StoreError as error:
+            largest = max(len(record.payload) for record in records)
+            raise self.database.explained(error, largest) from error.__cause__
+        except _UNSENDABLE as error:
+            raise self._unsendable(error) from error
+        self.identities.stored(records)
+
+    def _insert(self, kept: KeptConnection, records: Sequence[Record]) -> None:
+        # Made as they are sent, for the garbage collector's sake.
+        rows = ({**self._values(record), "id": int(record.id)} for record in records)
+        kept.change_many(self.schema.insert, rows)
+
+    def _update(self, kept: KeptConnection, object_id: int, record: Record) -> bool:
+        """Rewrite a row; say whether there is one."""
+        row = self._values(record)
+        row["object_id"] = int(object_id)
+        return kept.change(self.schema.update, row) == 1
+
+    def _values(self, record: Record) -> dict[str, Any]:
+        extra = self.schema.extra.values(record.obj)
+        return {"data": record.payload, "state": record.state, **extra}
+
+    def _unsendable(self, error: Exception) -> EncodeError:
+        said = getattr(error, "orig", error)
+        return EncodeError(
+            f"a row of {self.schema.name!r} has a value that cannot be stored: "
+            f"{type(said).__name__}: {said}"
+        )
+
+    def write_over(self, obj: object, object_id: int) -> None:
+        """Make a row a copy of ``obj``, which stays what and where it is itself."""
+        self.prepare()
+
+        def run() -> None:
+            first, *nested = encode(
+                [obj],
+                known_id=lambda o: (
+                    object_id if o is obj else self.identities.known_id(o)
+                ),
+                new_id=self._new_id,
+                serializer=self.serializer,
+            )
+
+            def work(kept: KeptConnection) -> None:
+                try:
+                    is_there = self._update(kept, object_id, first)
+                except StoreError as error:
+                    largest = len(first.payload)
+                    raise self.database.explained(error, largest) from error.__cause__
+                except _UNSENDABLE as error:
+                    raise self._unsendable(error) from error
+                if not is_there:
+                    raise not_found(object_id)
+                self.identities.undo_later([record.obj for record in nested])
+                self.write(kept, nested)
+                self.identities.evict(object_id)
+
+            self.database.write(work)
+
+        self._with_free_ids(run)
+
+    def delete(self, kept: KeptConnection, object_id: int) -> None:
+        """Delete a row."""
+        if kept.change(self.schema.delete, {"object_id": object_id}) != 1:
+            raise not_found(object_id)
+        self.identities.note_removed(object_id)
+
+    # Reading
+
+    def exists(self, object_id: int) -> bool:
+        """Say whether there is a row."""
+        self.prepare()
+        row = {"object_id": object_id}
+        return bool(self.database.read(lambda kept: kept.row(self.schema.exists, row)))
+
+    def fetch(self, kept: KeptConnection, ids: Sequence[int]) -> dict[int, Row]:
+        """Read rows."""
+        rows: dict[int, Row] = {}
+        ids = [i for i in ids if fits(i)]  # a damaged payload may refer to anything
+        for statement, parameters in self.schema.read.parts(ids):
+            for object_id, payload, state in kept.rows(statement, parameters):
+                rows[object_id] = Row(payload, state)
+        return rows
+
+    def load_many(
+        self,
+        ids: Sequence[int],
+        fetch: Callable[[KeptConnection, Sequence[int]], Mapping[int, Row]]
+        | None = None,
+        adopt: Callable[[int, object, Row], None] | None = None,
+    ) -> Decoded:
+        """Return the live objects with these IDs, reading those that are not live.
+
+        No ID may be given twice.  ``fetch`` reads rows in another way; ``adopt`` is
+        called with each object that was read.
+        """
+        self.prepare()
+        fetch = fetch or self.fetch
+
+        def work(kept: KeptConnection) -> Decoded:
+            # Under a lock, or two threads would make two live objects of one ID.
+            with self._loading:
+                live = self.identities.live_among(ids)
+                missing = [i for i in ids if i not in live] if live else ids
+                decoded = self.decode(
+                    missing, fetch(kept, missing), lambda some: fetch(kept, some)
+                )
+                self.identities.adopt(decoded.objects)
+                if adopt is not None:
+                    for object_id, obj in decoded.objects.items():
+                        adopt(object_id, obj, decoded.rows[object_id])
+                decoded.objects |= live
+                return decoded
+
+        return self.database.read(work)
+
+    def load(self, object_id: int) -> Any:
+        """Return one object, or raise what kept it from being read."""
+        self.prepare()
+        live = self.identities.live(object_id)
+        if live is not None:
+            return live
+
+        # As load_many does, of which most calls are for one.
+        def work(kept: KeptConnection) -> Any:
+            with self._loading:
+                live = self.identities.live(object_id)
+                if live is not None:
+                    return live
+                row = kept.row(self.schema.read_one, {"object_id": object_id})
+                decoded = self.decode(
+                    [object_id],
+                    {object_id: Row(*row)} if row else {},
+                    lambda some: self.fetch(kept, some),
+                )
+                self.identities.adopt(decoded.objects)
+                return decoded.only(object_id)
+
+        return self.database.read(work)
+
+    def decode(
+        self,
+        ids: Sequence[int],
+        rows: Mapping[int, Row],
+        fetch: Callable[[Sequence[int]], Mapping[int, Row]],
+        live: Callable[[int], object | None] | None = None,
+    ) -> Decoded:
+        """Return the objects of rows; ``live`` takes the place of the identity map."""
+        return decode(
+            ids,
+            rows,
+            fetch=fetch,
+            live=live or self.identities.live,
+            serializer=self.serializer,
+            renamed=self._renamed,
+        )
+
+    # Pages
+
+    def pages(
+        self, state: str | None, columns: Sequence[Column[Any]]
+    ) -> Iterator[Sequence[Any]]:
+        """Yield rows of ``columns``, the ID first, page by page and by ID."""
+        self.prepare()
+        table = self.schema.objects
+        construct = (
+            select(*columns)
+            .where(table.c.id > bindparam("after"))
+            .order_by(table.c.id)
+            .limit(PAGE)
+        )
+        if state is not None:
+            construct = construct.where(self.in_state(state))
+        statement = Statement(construct)
+        after = -(2**63)
+
+        def page(kept: KeptConnection) -> Sequence[tuple[Any, ...]]:
+            return kept.rows(statement, {"after": after})
+
+        while True:
+            rows = self.database.read(page)
+            if rows:
+                yield rows
+            if len(rows) < PAGE:
+                return
+            after = rows[-1][0]
+
+    def in_state(self, state: str) -> Any:
+        """Return the condition that an object is in a state; NULL is UNKNOWN."""
+        column = self.schema.objects.c.state
+        condition = column == str(state)
+        return (condition | column.is_(None)) if state == "UNKNOWN" else condition
