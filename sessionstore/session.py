@@ -129,8 +129,6 @@ class SessionStore:
     def forget(self, id_: object) -> None:
         """Take an object out of the session; it stays in the store.
 
-        So does what is inside it, but for what was added for itself.
-
         Raises ConflictError if it is claimed: its holder would be at work on a task
         of nobody's.  NotFoundError if it is not in this session.
         """
@@ -138,7 +136,8 @@ class SessionStore:
 
         def work(kept: KeptConnection) -> None:
             job = index.job(kept, key)
-            index.forget(kept, job, reading.stored_parts(index, kept, key))
+            revision = index.jobs.change(kept, job, session_id=None, position=None)
+            self._identities.follow(key, job.revision, revision)
 
         index.database.write(work)
 

@@ -101,43 +101,6 @@ def test_forgotten_object_can_be_added_by_anybody(
     assert (task.value, task.execution.returncode) == (2, 7)
 
 
-def test_what_is_inside_a_task_leaves_a_session_with_it(
-    session: SessionStore, database_url: str
-) -> None:
-    """G2: another session can save it, and it outlives the first one."""
-    listed = Task("listed")
-    flow = Task("flow", tasks=[Task("part", config=Task("config")), listed])
-    ids = session.add_many([flow, listed])
-    session.forget(ids[0])
-    assert [*session.ids()] == [ids[1]]
-    session.forget(ids[1])
-    second = SessionStore(session.store, "two")
-    second.add(flow)
-    flow.tasks[0].config.n = flow.tasks[0].n = 1
-    second.save(flow)
-    session.destroy()
-    read = SessionStore(database_url, "two").load(ids[0])
-    assert (read.tasks[0].n, read.tasks[0].config.n) == (1, 1)
-    assert read.tasks[1].jobname == "listed"
-
-
-def test_part_that_tasks_share_stays_as_it_was_read(
-    session: SessionStore, other: SessionStore
-) -> None:
-    """G3: who has read it with the one can save it when the other is forgotten."""
-    part = Task("part")
-    ids = session.add_many([Task("a", part=part), Task("b", part=part)])
-    task = other.load(ids[1])
-    session.forget(ids[0])
-    task.part.n = 1
-    other.save(task)
-    with pytest.raises(ConflictError, match="changed by somebody else"):
-        part.n = 2
-        session.save(session.load(ids[1]))
-    session.refresh(part)
-    assert part.n == 1
-
-
 def test_copy_of_before_it_was_forgotten_is_stale(
     session: SessionStore, other: SessionStore
 ) -> None:

@@ -94,8 +94,7 @@ CHANGES = (
     ),
     Change(
         "forget",
-        "Take tasks out of the session, and those inside them, for which they are "
-        "unpickled; they stay in the store.",
+        "Take tasks out of the session; they stay in the store.",
         "forgotten",
         lambda session, id_: session.forget(id_),
     ),

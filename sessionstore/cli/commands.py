@@ -27,7 +27,7 @@ add(summing.stats, panel=LOOK)
 add(following.watch, panel=LOOK)
 add(following.tail, panel=LOOK)
 for change in changing.CHANGES:
-    shared = READS if change.name in {"forget", "remove"} else SHARED
+    shared = READS if change.name == "remove" else SHARED
     add(changing.changing(change), name=change.name, panel=CHANGE, shared=shared)
 add(pruning.prune, panel=CHANGE, shared=READS)
 add(moving.copy, panel=MOVE, shared=("json",))

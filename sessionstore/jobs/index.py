@@ -77,18 +77,6 @@ class Index:
                 among(table_of_objects.c.id, names)
             )
         )
-        jobs = objects.schema.jobs
-        self._let_go = ByIds(
-            lambda names: (
-                update(jobs)
-                .where(
-                    jobs.c.job_id.in_([bindparam(name) for name in names]),
-                    jobs.c.session_id == bindparam("session"),
-                    jobs.c.position.is_(None),
-                )
-                .values(session_id=None)
-            )
-        )
         self._is_compiled = False
         self.id = self._open(create)
 
@@ -228,16 +216,6 @@ class Index:
             after = page[-1]
 
     # Removing
-
-    def forget(self, kept: KeptConnection, job: Job, parts: Sequence[int]) -> None:
-        """Take a job out of this session, with those of its parts that are not listed.
-
-        The parts' revisions stay: whoever has read them with another job may save them.
-        """
-        revision = self.jobs.change(kept, job, session_id=None, position=None)
-        self.objects.identities.follow(job.job_id, job.revision, revision)
-        for statement, parameters in self._let_go.parts(parts):
-            kept.change(statement, {**parameters, "session": self.id})
 
     def remove(self, kept: KeptConnection, ids: Sequence[int]) -> None:
         """Remove those of the objects that are in this session, for good."""

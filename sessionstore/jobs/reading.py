@@ -15,7 +15,7 @@ from sessionstore.objects.identity_map import IdentityMap, set_unmarked
 from sessionstore.objects.serialization import Row
 from sessionstore.persistable import Persistable, is_persistable, mark
 
-__all__ = ["each", "load", "refresh", "stored_parts", "stored_workflow", "workflow"]
+__all__ = ["each", "load", "refresh", "stored_workflow", "workflow"]
 
 log = logging.getLogger(__name__)
 
@@ -100,35 +100,23 @@ def refresh(index: Index, task: Persistable) -> None:
 
 
 def stored_workflow(index: Index, kept: KeptConnection, key: int) -> Sequence[int]:
-    """Return the IDs of an object and of the ``tasks`` in it, as they are stored."""
-    objects = _stored(index, kept, key)
-    if not objects:
-        return [key]
-    ids = {id(obj): object_id for object_id, obj in objects.items()}
-    parts = workflow([objects[key]])
-    return [ids[id(part)] for part in parts if id(part) in ids]
+    """Return the IDs of an object and of the ``tasks`` inside it, as they are stored.
 
-
-def stored_parts(index: Index, kept: KeptConnection, key: int) -> Sequence[int]:
-    """Return the IDs of all that an object refers to, however far, as it is stored."""
-    return [object_id for object_id in _stored(index, kept, key) if object_id != key]
-
-
-def _stored(index: Index, kept: KeptConnection, key: int) -> dict[int, Any]:
-    """Return an object and all that it refers to, by ID, as they are stored.
-
-    What is live of them may be older, or newer, than that.  For one that cannot be
-    read there is nothing.
+    What is live of them may be older, or newer, than that.  Of one that cannot be read
+    it is the object's alone.
     """
 
     def fetch(ids: Sequence[int]) -> Mapping[int, Row]:
         return index.fetch(kept, ids, {key})
 
     decoded = index.objects.decode([key], fetch([key]), fetch, live=lambda _: None)
-    if key in decoded.errors:
-        log.warning("what is inside object %s is not known; it cannot be read", key)
-        return {}
-    return decoded.objects
+    ids = {id(obj): object_id for object_id, obj in decoded.objects.items()}
+    try:
+        parts = workflow([decoded.only(key)])
+    except DecodeError:
+        log.warning("what is inside object %s, which cannot be read, is not known", key)
+        return [key]
+    return [ids[id(part)] for part in parts if id(part) in ids]
 
 
 def each(index: Index) -> Iterator[tuple[int, Any, LoadError | None]]:
