@@ -129,8 +129,10 @@ class SessionStore:
     def forget(self, id_: object) -> None:
         """Take an object out of the session; it stays in the store.
 
-        Raises ConflictError if it is claimed: its holder would be at work on a task
-        of nobody's.  NotFoundError if it is not in this session.
+        What is inside it stays in the session, unlisted, for when it is added again; a
+        workflow does not move to another session this way.
+
+        Raises ConflictError if it is claimed, NotFoundError if it is not there.
         """
         key, index = key_of(id_), self._index
 
