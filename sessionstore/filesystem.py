@@ -150,7 +150,7 @@ class FilesystemStore(Store):
             known_id=self._origin.known_id,
             new_id=self._new_id,
             serializer=self._serializer,
-        )
+        ).records
         self._write(records)
         for record in records:
             self._adopt(record.obj, record.id)
@@ -195,7 +195,7 @@ class FilesystemStore(Store):
             known_id=lambda o: key if o is obj else self._origin.known_id(o),
             new_id=self._new_id,
             serializer=self._serializer,
-        )
+        ).records
         self._write(records)
         for record in records:
             if record.obj is not obj:

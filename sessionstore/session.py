@@ -129,17 +129,15 @@ class SessionStore:
     def forget(self, id_: object) -> None:
         """Take an object out of the session; it stays in the store.
 
-        What is inside it stays in the session, unlisted, for when it is added again; a
-        workflow does not move to another session this way.
+        What is inside it leaves and comes along with it, if it was not added itself.
 
         Raises ConflictError if it is claimed, NotFoundError if it is not there.
         """
         key, index = key_of(id_), self._index
 
         def work(kept: KeptConnection) -> None:
-            job = index.job(kept, key)
-            revision = index.jobs.change(kept, job, session_id=None, position=None)
-            self._identities.follow(key, job.revision, revision)
+            job = index.job(kept, key)  # locked, so that its parts stay what they are
+            index.forget(kept, job, reading.stored_parts(index, kept, key))
 
         index.database.write(work)
 

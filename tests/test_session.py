@@ -101,6 +101,53 @@ def test_forgotten_object_can_be_added_by_anybody(
     assert (task.value, task.execution.returncode) == (2, 7)
 
 
+@pytest.mark.parametrize("reader", ["the same object", "the store", "another process"])
+def test_workflow_moves_to_another_session_with_its_parts(
+    session: SessionStore, other: SessionStore, reader: str
+) -> None:
+    """G2: the session that it has left does not destroy them, and they can be saved."""
+    inner, shown = Task("inner"), Task("shown")
+    middle = Task("middle", needs=inner)
+    flow = Task("flow", tasks=[middle, shown])
+    id_, _ = session.add_many([flow, shown])
+    session.transition(middle, State.SUBMITTED, returncode=7)
+    session.forget(id_)
+    assert [*session.ids()] == [shown.persistent_id]
+    session.forget(shown.persistent_id)
+    new = SessionStore(
+        other.store if reader == "another process" else session.store, "new"
+    )
+    if reader == "the store":
+        session.store.invalidate_cache()
+    if reader != "the same object":
+        flow = new.store.load(id_)
+    assert new.add(flow) == id_
+    middle = flow.tasks[0]
+    assert middle.execution.returncode == 7
+    middle.needs.value = 1
+    new.save_many([middle, middle.needs])
+    session.destroy()
+    new.store.invalidate_cache()
+    del flow, middle
+    [part] = [task for task in new.iter_workflow() if task.jobname == "middle"]
+    assert (part.needs.value, part.execution.state) == (1, State.SUBMITTED)
+    new.destroy()
+    assert new.store.list() == []
+
+
+def test_parts_come_back_with_a_forgotten_workflow(session: SessionStore) -> None:
+    """G2: and none is lost when it is added and removed."""
+    flow = Task("flow", tasks=[Task("a", tasks=[Task("b")])])
+    session.forget(session.add(flow))
+    with pytest.raises(NotFoundError):
+        session.save(flow.tasks[0])
+    session.add(flow)
+    flow.tasks[0].value = 1
+    session.save(flow)
+    session.remove(flow.persistent_id)
+    assert session.store.list() == []
+
+
 def test_copy_of_before_it_was_forgotten_is_stale(
     session: SessionStore, other: SessionStore
 ) -> None:

@@ -103,7 +103,7 @@ def _repickled(
 
 
 def _encoded(objects: ObjectTable, obj: object) -> bytes:
-    records = objects.encode([obj])
+    records = objects.encode([obj]).records
     return next(bytes(record.payload) for record in records if record.obj is obj)
 
 

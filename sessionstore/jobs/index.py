@@ -215,7 +215,13 @@ class Index:
                 return
             after = page[-1]
 
-    # Removing
+    # Forgetting and removing
+
+    def forget(self, kept: KeptConnection, job: Job, parts: Sequence[int]) -> None:
+        """Take a job out of the session, and those of its parts that are unlisted."""
+        self.jobs.move_parts(kept, parts, self.id, None)
+        revision = self.jobs.change(kept, job, session_id=None, position=None)
+        self.objects.identities.follow(job.job_id, job.revision, revision)
 
     def remove(self, kept: KeptConnection, ids: Sequence[int]) -> None:
         """Remove those of the objects that are in this session, for good."""

@@ -15,7 +15,7 @@ from sessionstore.objects.identity_map import IdentityMap, set_unmarked
 from sessionstore.objects.serialization import Row
 from sessionstore.persistable import Persistable, is_persistable, mark
 
-__all__ = ["each", "load", "refresh", "stored_workflow", "workflow"]
+__all__ = ["each", "load", "refresh", "stored_parts", "stored_workflow", "workflow"]
 
 log = logging.getLogger(__name__)
 
@@ -102,21 +102,38 @@ def refresh(index: Index, task: Persistable) -> None:
 def stored_workflow(index: Index, kept: KeptConnection, key: int) -> Sequence[int]:
     """Return the IDs of an object and of the ``tasks`` inside it, as they are stored.
 
-    What is live of them may be older, or newer, than that.  Of one that cannot be read
-    it is the object's alone.
+    Of one that cannot be read it is the object's alone.
+    """
+    objects = _stored(index, kept, key)
+    ids = {id(obj): object_id for object_id, obj in objects.items()}
+    parts = workflow([objects[key]]) if objects else []
+    return [ids[id(part)] for part in parts if id(part) in ids] or [key]
+
+
+def stored_parts(index: Index, kept: KeptConnection, key: int) -> Sequence[int]:
+    """Return the IDs of all that an object refers to, however far, as it is stored.
+
+    Of one that cannot be read there are none.
+    """
+    return [id_ for id_ in _stored(index, kept, key) if id_ != key]
+
+
+def _stored(index: Index, kept: KeptConnection, key: int) -> dict[int, Any]:
+    """Read an object anew, with what it refers to; nothing if it cannot be read.
+
+    What is live of them may be older, or newer, than what is stored.
     """
 
     def fetch(ids: Sequence[int]) -> Mapping[int, Row]:
         return index.fetch(kept, ids, {key})
 
     decoded = index.objects.decode([key], fetch([key]), fetch, live=lambda _: None)
-    ids = {id(obj): object_id for object_id, obj in decoded.objects.items()}
     try:
-        parts = workflow([decoded.only(key)])
+        decoded.only(key)
     except DecodeError:
         log.warning("what is inside object %s, which cannot be read, is not known", key)
-        return [key]
-    return [ids[id(part)] for part in parts if id(part) in ids]
+        return {}
+    return decoded.objects
 
 
 def each(index: Index) -> Iterator[tuple[int, Any, LoadError | None]]:

@@ -105,6 +105,15 @@ class JobTable:
         self._delete = ByIds(
             lambda names: delete(table).where(among(table.c.job_id, names))
         )
+        parts_of = table.c.session_id.is_not_distinct_from(bindparam("old_session"))
+        moved = (
+            update(table)
+            .where(parts_of, table.c.position.is_(None))
+            .values(session_id=bindparam("session"))
+        )
+        self._move_parts = ByIds(
+            lambda names: moved.where(among(table.c.job_id, names))
+        )
         in_session = table.c.session_id == bindparam("session")
         listed = in_session & table.c.position.is_not(None)
         # MariaDB would use no index for a comparison of pairs, and read all that came
@@ -241,6 +250,21 @@ class JobTable:
                 {name: bindparam(name) for name in (*names, "revision", "updated_at")}
             )
         )
+
+    def move_parts(
+        self,
+        kept: KeptConnection,
+        ids: Sequence[int],
+        old_session: int | None,
+        session: int | None,
+    ) -> None:
+        """Move those jobs to another session, or none, that are not listed themselves.
+
+        Their revisions stay, as nothing changes that was read of them.
+        """
+        sessions = {"old_session": old_session, "session": session}
+        for statement, parameters in self._move_parts.parts(ids):
+            kept.change(statement, {**parameters, **sessions})
 
     def remove(self, kept: KeptConnection, ids: Sequence[int]) -> None:
         """Delete rows."""

@@ -11,6 +11,7 @@ from sessionstore.jobs.history import clean
 from sessionstore.jobs.index import Index
 from sessionstore.jobs.rows import Job, changed_meanwhile, check_holder
 from sessionstore.jobs.states import check_transition, state_from, states_from
+from sessionstore.objects.encoding import Encoded
 from sessionstore.objects.schema import MAX_NAME
 from sessionstore.objects.serialization import Record
 from sessionstore.persistable import Persistable, note
@@ -61,7 +62,10 @@ def save_graph(
     roots = {id(check_persistable(task)) for task in tasks}
     recorded: list[Mapping[str, Any]] = []
 
-    def first(kept: KeptConnection, records: Sequence[Record]) -> None:
+    def first(kept: KeptConnection, encoded: Encoded) -> None:
+        records = encoded.records
+        if listed:
+            _take_in(index, kept, encoded.unchanged)
         if listed and len(records) == 1 and records[0].is_new:
             _add_one(index, kept, records[0])
             return
@@ -91,6 +95,29 @@ def _new_row(record: Record) -> dict[str, Any]:
         "state": record.state,
         "returncode": _returncode_of(record),
     }
+
+
+def _take_in(index: Index, kept: KeptConnection, parts: Mapping[int, object]) -> None:
+    """Let what left its session along with a workflow come into this one with it."""
+    unread = [
+        id_ for id_, obj in parts.items() if getattr(obj, "_revision", None) is None
+    ]
+    for id_, job in index.jobs.read(kept, unread, lock=True).items():
+        obj: Any = parts[id_]
+        if job.session_id is None:
+            _recall(index, obj, job)
+            index.objects.identities.read_at(obj, job.revision)
+    index.jobs.move_parts(kept, [*parts], None, index.id)
+
+
+def _recall(index: Index, obj: object, job: Job) -> None:
+    # What is in no session can only have been read past it: nobody's change gets
+    # lost, but a returncode that stands in the job's row alone would.
+    execution = getattr(obj, "execution", None)
+    if hasattr(execution, "returncode"):
+        index.objects.identities.set_until_rollback(
+            execution, "returncode", job.returncode
+        )
 
 
 class _GraphWriter:
@@ -165,7 +192,7 @@ class _GraphWriter:
             check_move(job, State(record.state), move.expect)
         obj: Any = record.obj
         if obj._revision is None and job.session_id is None:
-            self._recall(obj, job)
+            _recall(self._index, obj, job)
         elif obj._revision != job.revision:
             raise changed_meanwhile(record.id)
         if move is None and job.state != record.state:
@@ -188,15 +215,6 @@ class _GraphWriter:
             self._enter(record, revision, job.state, job.now, info)
         else:
             note(obj, _revision=revision)
-
-    def _recall(self, obj: Any, job: Job) -> None:
-        # What is in no session can only have been read past it: nobody's change gets
-        # lost, but a returncode that stands in the job's row alone would.
-        execution = getattr(obj, "execution", None)
-        if hasattr(execution, "returncode"):
-            self._index.objects.identities.set_until_rollback(
-                execution, "returncode", job.returncode
-            )
 
     def _enter(
         self, record: Record, revision: int, old: str | None, at: int, info: str

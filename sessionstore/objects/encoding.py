@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from sessionstore.errors import EncodeError
 from sessionstore.objects.serialization import Record, path_of, state_of
@@ -10,7 +11,15 @@ from sessionstore.persistable import Persistable
 from sessionstore.refusal import thread
 from sessionstore.serializers import Serializer
 
-__all__ = ["encode"]
+__all__ = ["Encoded", "encode"]
+
+
+class Encoded(NamedTuple):
+    """What storing a graph takes."""
+
+    records: Sequence[Record]
+    #: By ID, what was met in it and stays as it is stored.
+    unchanged: Mapping[int, object]
 
 
 def encode(
@@ -19,7 +28,7 @@ def encode(
     known_id: Callable[[object], int | None],
     new_id: Callable[[object], int],
     serializer: Serializer,
-) -> list[Record]:
+) -> Encoded:
     """Return the records that storing ``roots`` takes, nested objects included.
 
     Each root is among them, and each ``Persistable`` reached from one that is
@@ -52,7 +61,8 @@ def encode(
         meet(root)
     number_of_roots = len(todo)
 
-    records = []
+    records: list[Record] = []
+    unchanged: dict[int, object] = {}
     was_encoding, thread.is_encoding = thread.is_encoding, True
     try:
         for number, obj in enumerate(todo):  # which grows as objects are met
@@ -67,9 +77,11 @@ def encode(
             is_new = known_id(obj) is None
             if number < number_of_roots or is_new or getattr(obj, "changed", False):
                 records.append(Record(obj, object_id, is_new, payload, state_of(obj)))
+            else:
+                unchanged[object_id] = obj
     finally:
         thread.is_encoding = was_encoding
-    return records
+    return Encoded(records, unchanged)
 
 
 def _not_encoded(obj: object, object_id: int, error: Exception) -> EncodeError:

@@ -26,7 +26,7 @@ from sessionstore.fork import hooks
 from sessionstore.ids import IdFactory, IdSource
 from sessionstore.objects.counter import IdCounter
 from sessionstore.objects.decoding import decode
-from sessionstore.objects.encoding import encode
+from sessionstore.objects.encoding import Encoded, encode
 from sessionstore.objects.identity_map import IdentityMap
 from sessionstore.objects.schema import CURRENT_VERSION, Schema
 from sessionstore.objects.serialization import Decoded, Record, Row
@@ -131,7 +131,7 @@ class ObjectTable:
 
     # Writing
 
-    def encode(self, objects: Sequence[object]) -> list[Record]:
+    def encode(self, objects: Sequence[object]) -> Encoded:
         """Return the records that storing these objects takes."""
         reserve = getattr(self._idfactory, "reserve", None)
         if len(objects) > 1 and reserve is not None:
@@ -155,19 +155,20 @@ class ObjectTable:
     def store(
         self,
         objects: Sequence[object],
-        first: Callable[[KeptConnection, Sequence[Record]], None] | None = None,
+        first: Callable[[KeptConnection, Encoded], None] | None = None,
     ) -> Sequence[int]:
         """Write objects with all they refer to, after what ``first`` writes."""
         self.prepare()
 
         def run() -> Sequence[int]:
             # Encoded before the transaction, so that nobody waits for pickling.
-            records = self.encode(objects)
+            encoded = self.encode(objects)
+            records = encoded.records
 
             def work(kept: KeptConnection) -> None:
                 self.identities.undo_later([record.obj for record in records])
                 if first is not None:
-                    first(kept, records)
+                    first(kept, encoded)
                 self.write(kept, records)
 
             is_one = first is None and len(records) == 1
@@ -235,7 +236,7 @@ class ObjectTable:
         self.prepare()
 
         def run() -> None:
-            first, *nested = encode(
+            encoded = encode(
                 [obj],
                 known_id=lambda o: (
                     object_id if o is obj else self.identities.known_id(o)
@@ -243,6 +244,7 @@ class ObjectTable:
                 new_id=self._new_id,
                 serializer=self.serializer,
             )
+            first, *nested = encoded.records
 
             def work(kept: KeptConnection) -> None:
                 try:

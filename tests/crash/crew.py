@@ -144,13 +144,11 @@ def assert_a_session_reads(url: str, held: Holdings) -> None:
 def _shares(held: Holdings, number: int) -> list[Holdings]:
     """Give each writer some of the objects, with those inside, as its own."""
     shares = [Holdings() for _ in range(number)]
-    roots = [
-        (name, content)
-        for name, content in sorted(held.contents.items())
-        if isinstance(content, Snapshot) and content.place != "nested"
-    ]
-    for place, (root, content) in enumerate(roots[-10 * number :]):
-        share = shares[place % number]
+    tasks = {n: c for n, c in sorted(held.contents.items()) if isinstance(c, Snapshot)}
+    inside = {part for content in tasks.values() for part in content.tasks}
+    roots = [(name, content) for name, content in tasks.items() if name not in inside]
+    for turn, (root, content) in enumerate(roots[-10 * number :]):
+        share = shares[turn % number]
         for name in (root, *content.tasks):
             share.contents[name] = held.contents[name]
             share.ids[name] = held.ids[name]

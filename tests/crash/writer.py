@@ -153,7 +153,8 @@ class Writer:
             return self._random.choice((self.add, self.add_many, self.add_graph))()
         snapshot = self._contents[name]
         if snapshot.place == "forgotten":
-            return self._add_again(name, snapshot)
+            root = next(iter(self._parents(name)), name)
+            return self._add_again(root, self._contents[root])
         if snapshot.states[-1] == "TERMINATED" and self._random.random() < 0.3:
             return self._redo(name, snapshot)
         plans = [self._save, self._save, self._update]
@@ -165,11 +166,13 @@ class Writer:
 
     def _family(self, name: str) -> set[str]:
         """Return what may be written together with an object."""
-        parents = {n for n, content in self._contents.items() if name in content.tasks}
-        family = {name} | parents
+        family = {name} | self._parents(name)
         for member in family & self._contents.keys():
             family |= set(self._contents[member].tasks)
         return family
+
+    def _parents(self, name: str) -> set[str]:
+        return {n for n, content in self._contents.items() if name in content.tasks}
 
     def _new_name(self, kind: str) -> str:
         self._made += 1
@@ -224,7 +227,11 @@ class Writer:
             return [task]
 
         new = replace(old, place="listed", revision=old.revision + 1)
-        return Plan("add again", {name: new}, act)
+        writes = {name: new} | self._parts_at("nested", old)
+        return Plan("add again", writes, act)
+
+    def _parts_at(self, place: str, root: Snapshot) -> dict[str, Content]:
+        return {part: replace(self._contents[part], place=place) for part in root.tasks}
 
     def _save(self, name: str, old: Snapshot) -> Plan:
         """Plan a save, of the objects inside too."""
@@ -313,7 +320,7 @@ class Writer:
             self._session.forget(self._ids[name])
             return [task]
 
-        return Plan("forget", {name: new}, act)
+        return Plan("forget", {name: new} | self._parts_at("forgotten", old), act)
 
     def _changed(self, old: Snapshot, *, to: str | None = None) -> Snapshot:
         states = old.states if to is None else (*old.states, to)
