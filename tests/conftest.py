@@ -30,6 +30,13 @@ def _missing() -> list[str]:
     return missing
 
 
+def pytest_xdist_auto_num_workers() -> int | None:
+    # Half of the tests' time is waiting: for leases, timeouts and servers to start.
+    if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
+        return None
+    return 2 * len(os.sched_getaffinity(0))
+
+
 def pytest_configure(config: pytest.Config) -> None:
     # A shell's background job ignores Ctrl-C, with all that it starts.
     signal.signal(signal.SIGINT, signal.default_int_handler)
