@@ -31,6 +31,7 @@ def located(url: object) -> tuple[URL, str | None]:
     # is taken for host and port then is a part of the password.
     if "@" not in fragment or "table=" in fragment:
         with suppress(ArgumentError, ValueError):
+            text.encode()  # or SQLAlchemy fails later, at a lone surrogate
             parsed = make_url(text)
     if parsed is None or "@" in (parsed.host or ""):
         raise ConfigurationError(

@@ -49,6 +49,7 @@ BAD = [
     (["prune", "--older-than", "30"], 2, "--older-than '30' is no time"),
     (["ls", "--url", "nosuch://x"], 1, "nosuch"),
     (["ls", "--url", "plain/path"], 1, "sqlite:///"),
+    (["ls", "--url", "sqlite:////tmp/\udcff.db"], 1, "no database URL"),
     (["ls", "--url", "sqlite:////nowhere/at/all.db"], 1, "no SQLite database"),
     ([SERVER], 2, "No such command 'postgresql+psycopg://u:***@"),
     (["ls", SERVER], 2, "//u:***@"),
