@@ -12,7 +12,13 @@ from dataclasses import dataclass, field
 
 import psutil
 
-from sessionstore.errors import ConflictError, ForkError, LeaseLostError, StoreError
+from sessionstore.errors import (
+    ConfigurationError,
+    ConflictError,
+    ForkError,
+    LeaseLostError,
+    StoreError,
+)
 from sessionstore.jobs.claims import Claim
 from sessionstore.options import check_attempts, check_lease, check_whole
 from sessionstore.session import SessionStore
@@ -109,7 +115,8 @@ class WorkerPool:
     come.  ``initializer`` is called in each worker first, for instance to close a
     descriptor that the parent alone is to have.
 
-    Raises ConfigurationError for any of the three that cannot be used.
+    Raises ConfigurationError for any of the three that cannot be used, and for an
+    in-memory database, as workers could not use it.
 
     >>> from sessionstore import SessionStore, Task
     >>> from sessionstore.workers import WorkerPool
@@ -140,6 +147,10 @@ class WorkerPool:
         check_whole("size", size, 0)
         check_lease(lease)
         check_attempts(max_attempts)
+        if session._index.database.connections.is_in_memory:
+            raise ConfigurationError(
+                "the workers of a pool cannot use an in-memory database; use a file"
+            )
         self.size = size
         self.lease = lease
         self.max_attempts = max_attempts

@@ -89,6 +89,7 @@ def test_url_comes_from_a_credential(
     [
         ("nosuch://x", "nosuch"),
         ("plain/path", "sqlite:///"),
+        ("sqlite://", "in-memory"),
         ("sqlite:////nowhere/at/all.db", "/nowhere/at/all.db"),
     ],
 )

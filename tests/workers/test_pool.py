@@ -55,6 +55,12 @@ def test_option_that_cannot_be_used_is_refused_at_once(
         WorkerPool(session, square, **{name: value})
 
 
+def test_in_memory_database_is_refused_at_once() -> None:
+    """G4: no worker could use it."""
+    with pytest.raises(ConfigurationError, match="in-memory database; use a file"):
+        WorkerPool(SessionStore("sqlite://"), square)
+
+
 # How work ends
 
 
