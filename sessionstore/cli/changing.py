@@ -7,7 +7,7 @@ transaction of its own, and what cannot be done for one keeps no other from it.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated
 
@@ -129,9 +129,11 @@ def changing(what: Change) -> Callable[..., int]:
             )
         with common.opened() as (session, listing, session_id):
             rows: Iterable[JobRow]
+            missing = 0
             if ids:
-                rows = [listing.job(session_id, id_) for id_ in dict.fromkeys(ids)]
+                rows = _named(listing, session_id, ids)
                 number = len(rows)
+                missing = len(set(ids)) - number
             else:
                 wanted = _possible(filter_of(listing, *filters), what)
                 number = 0
@@ -141,17 +143,30 @@ def changing(what: Change) -> Callable[..., int]:
                 rows = listing.jobs(session_id, wanted) if number else []
             if dry_run:
                 common.output.rows(("id", "state", "name"), map(cells_of, rows))
-                return 0
+                return 1 if missing else 0
             if not number:
                 common.output.say(f"there is no task to {what.name}")
-                return 0
+                return 1 if missing else 0
             tasks = f"{number} task{'s' if number > 1 else ''} of {session.name!r}"
             if not agreed(f"{what.name} {tasks}?", yes):
                 return 1
-            return _make_all(common.output, what, session, listing, rows, number)
+            return _make_all(
+                common.output, what, session, listing, rows, number, missing
+            )
 
     command.__doc__ = what.help
     return command
+
+
+def _named(listing: Listing, session_id: int, ids: Collection[int]) -> Sequence[JobRow]:
+    """Return the tasks with these IDs, and complain of those that are not there."""
+    rows = []
+    for id_ in dict.fromkeys(ids):
+        try:
+            rows.append(listing.job(session_id, id_))
+        except NotFoundError as error:
+            complain(str(error))
+    return rows
 
 
 def _possible(wanted: Filter, what: Change) -> Filter:
@@ -177,8 +192,9 @@ def _make_all(
     listing: Listing,
     rows: Iterable[JobRow],
     number: int,
+    failed: int,
 ) -> int:
-    done = failed = 0
+    done = 0
     with output.progress(what.name, number) as step:
         for row in rows:
             try:

@@ -46,6 +46,22 @@ def test_tasks_are_changed_by_id_or_by_filter(
     assert len(other) == 0
 
 
+def test_id_that_is_not_there_keeps_no_other_from_it(
+    session: SessionStore, other: SessionStore, command: Command
+) -> None:
+    """It is named, and the status says that something could not be done."""
+    [id_] = ended(session, "a")
+    ids = [str(id_ + 1), str(id_), str(id_ + 1)]
+    result = command("redo", *ids, "--dry-run")
+    assert (result.status, result.out) == (1, f"{id_}\tTERMINATED\ta\n")
+    result = command("redo", *ids, "--yes", "--json")
+    done = {"command": "redo", "done": 1, "failed": 1}
+    assert (result.status, json.loads(result.out)) == (1, done)
+    assert len(result.err.splitlines()) == 1
+    assert f"no task with ID {id_ + 1}" in result.err
+    assert other.counts() == {State.NEW: 1}
+
+
 def test_who_holds_a_task_is_asked(
     session: SessionStore, other: SessionStore, show: Show, command: Command
 ) -> None:
