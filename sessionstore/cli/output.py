@@ -22,7 +22,16 @@ from rich.text import Text
 
 from sessionstore.cli.progress import Bar
 
-__all__ = ["STYLES", "Output", "Row", "complain", "duration", "end_quietly", "visible"]
+__all__ = [
+    "STYLES",
+    "Output",
+    "Row",
+    "complain",
+    "duration",
+    "end_quietly",
+    "open_what_is_closed",
+    "visible",
+]
 
 #: Rows of one table; what comes after them is one more, under the same heads.
 CHUNK = 500
@@ -180,6 +189,14 @@ class Output:
             return
         with Bar(label, total) as bar:
             yield bar.step
+
+
+def open_what_is_closed() -> None:
+    """Have all of stdin, stdout and stderr, which cron jobs and others may close."""
+    # Else a database gets their numbers, and Python has None for them.
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
 
 
 def end_quietly() -> int:

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import typer
 
 from sessionstore.cli.commands import app
-from sessionstore.cli.output import complain, end_quietly
+from sessionstore.cli.output import complain, end_quietly, open_what_is_closed
 from sessionstore.errors import SessionStoreError
 
 __all__ = ["run"]
@@ -27,6 +27,7 @@ __all__ = ["run"]
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
+    open_what_is_closed()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -60,6 +61,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
         )
     finally:
         log.removeHandler(lines)
+        try:
+            sys.stdout.flush()
+        except OSError:  # which was complained of
+            end_quietly()
     return 1
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+import subprocess
 import sys
 
 import pytest
@@ -87,6 +88,30 @@ def test_closed_pipe_ends_a_command_quietly(session: SessionStore, real: Real) -
         process.stdout.close()
         assert process.stderr.read() == ""
         assert process.wait(timeout=BOUND) == 1
+
+
+def test_output_that_cannot_be_written_is_told_of(
+    session: SessionStore, real: Real
+) -> None:
+    """In one line and by the status, however little it was."""
+    id_ = session.add(Task("count"))
+    words = real.arguments(("history", str(id_)))
+    environment = {**real.environment, "PYTHONUNBUFFERED": ""}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            words, stdout=full, stderr=subprocess.PIPE, env=environment, check=False
+        )
+    said = b"sessionstore: No space left on device\n"
+    assert (done.stderr, done.returncode) == (said, 1)
+
+
+def test_command_runs_where_nothing_is_open(session: SessionStore, real: Real) -> None:
+    """As cron jobs have it: what it prints goes nowhere."""
+    id_ = session.add(Task("count"))
+    closing = ["sh", "-c", '"$@" <&- >&- 2>&-', "sh"]
+    words = [*closing, *real.arguments(("hold", str(id_), "--yes"))]
+    subprocess.run(words, env=real.environment, check=True, timeout=BOUND)
+    assert session.counts() == {State.STOPPED: 1}
 
 
 def test_no_value_is_cut_for_blanks(session: SessionStore, real: Real) -> None:
