@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import os
 import tempfile
 import time
@@ -13,6 +14,9 @@ from sessionstore import SessionStore, StoreError, Task
 
 #: Bytes of a job that may be too much for a database.
 LARGE = 2**20
+#: Bytes of what is no job: Linux takes no command line that is longer.  To read on
+#: could take all memory, now and at each start.
+LARGEST = 2 * LARGE
 
 
 class Spool:
@@ -38,7 +42,9 @@ class Spool:
 
     def take(self, session: SessionStore, limit: int = 100) -> None:
         """Add some of the waiting files' jobs to the session."""
-        for path in sorted((self.folder / "new").glob("[!.]*.toml"))[:limit]:
+        # Path.glob() would pass over a folder that it cannot read.
+        found = fnmatch.filter(os.listdir(self.folder / "new"), "[!.]*.toml")
+        for path in sorted(self.folder / "new" / name for name in found)[:limit]:
             # The name becomes unique, and is kept in the task: if we die between
             # adding the task and moving the file, that can be told afterwards.
             name = f"{time.time_ns()}-{path.stem[:50]}.toml"
@@ -94,6 +100,8 @@ def read_job(path: Path) -> Task:
     """Return the task that a job file describes; raise ValueError with the reason."""
     if not path.is_file():
         raise ValueError("not a file")
+    if path.stat().st_size > LARGEST:
+        raise ValueError(f"larger than {LARGEST} bytes")
     try:
         job = tomllib.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -60,6 +60,27 @@ def test_file_that_is_no_job_is_set_aside_with_the_reason(
     assert not any((spool.folder / "new").iterdir())
 
 
+def test_file_that_no_command_line_fills_is_not_read(
+    spool: Spool, session: SessionStore
+) -> None:
+    """Else one of some gigabytes would end each daemon that is started there."""
+    put(spool, "huge.toml", b"")
+    os.truncate(spool.folder / "new" / "huge.toml", 2**40)
+    spool.take(session)
+    assert len(session) == 0
+    [bad] = (spool.folder / "bad").glob("*.toml")
+    assert "larger than" in bad.with_suffix(".reason").read_text()
+
+
+def test_folder_that_cannot_be_read_is_told_of(
+    spool: Spool, session: SessionStore
+) -> None:
+    """Jobs that wait there are not passed over in silence."""
+    (spool.folder / "new").rmdir()
+    with pytest.raises(FileNotFoundError, match="new"):
+        spool.take(session)
+
+
 def test_odd_files_do_not_stop_it(spool: Spool, session: SessionStore) -> None:
     """A folder, a FIFO, a dangling link, and names of any bytes and length."""
     new = spool.folder / "new"
