@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import sessionstore
-from daemon_example.settings import UserError, load
+from daemon_example.settings import Settings, UserError, load
 from daemon_example.spool import new_task
 from sessionstore import SessionStore
 from sessionstore.cli import main as look
@@ -24,7 +24,7 @@ def main(options: Namespace) -> int:
     folder = Path(options.folder or tempfile.mkdtemp(prefix="daemon-example-"))
     folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    url = load(options).store or f"sqlite:///{folder}/tasks.db"
+    url = load(options).store or Settings(spool=folder).url
     name = options.session or f"demo {uuid.uuid4().hex[:8]}"
     environment = {
         **os.environ,

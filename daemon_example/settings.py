@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from sessionstore import SessionStore
 from sessionstore.serializers import PickleSerializer, SignedSerializer, read_keys
@@ -43,7 +44,7 @@ class Settings:
     @property
     def url(self) -> str:
         """The database's URL."""
-        return self.store or f"sqlite:///{self.spool}/tasks.db"
+        return self.store or f"sqlite:///{quote(str(self.spool))}/tasks.db"
 
     def open_session(self, *, create: bool) -> SessionStore:
         """Open the session; with keys, its tasks are signed."""
@@ -112,14 +113,16 @@ def _convert(name: str, value: object, kind: Any, where: str) -> object:
         # In a file 2.5 is no number of workers, and true neither.
         if not isinstance(value, str) and (found != value or value is True):
             raise ValueError
-        if "\0" in str(found):  # as no file's name can have, and no session's
+        # A session's name has neither, and no URL of a file bytes that are no text.
+        if b"\0" in str(found).encode():
             raise ValueError
         if name in LEAST and not LEAST[name] <= found <= 1_000_000:
             raise ValueError
     except (TypeError, ValueError, OverflowError):
         what = {int: "a whole number", float: "a number"}.get(kind, "text")
         bounds = f" of {LEAST[name]} to 1000000" if name in LEAST else ""
-        shown = "that" if name == "store" else repr(value)  # it may have a password
+        given = str(value) if isinstance(value, Path) else value
+        shown = "that" if name == "store" else repr(given)  # it may have a password
         raise SettingsError(
             f"{name} cannot be {shown} ({where}); it is {what}{bounds}"
         ) from None

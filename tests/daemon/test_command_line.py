@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -42,6 +43,7 @@ BAD = [
     (["check"], 1, "no session 'default'"),
     (["start", "--spool", "file"], 78, "file"),
     (["start", "--spool", "file/spool"], 78, "file/spool"),
+    (["submit", "--spool", "\udcff", "true"], 78, r"spool cannot be '\udcff'"),
     (["run", "--config", "nowhere"], 78, "cannot read"),
     (["run", "--config", "file"], 78, "no TOML"),
     (["run", "--config", "misspelt"], 78, "unknown setting 'wrokers'"),
@@ -113,6 +115,16 @@ def test_reader_that_goes_away_is_no_error(cli: Cli) -> None:
     process = cli.popen("list", stdout=writer, stderr=subprocess.PIPE)
     os.close(writer)
     assert process.communicate(timeout=60)[1] == b""
+
+
+def test_spool_can_have_any_name(
+    tmp_path: Path, make_cli: Callable[[Path, str], Cli]
+) -> None:
+    """Also one that means something in a URL: the tasks are in it all the same."""
+    cli = make_cli(tmp_path / "50%41 é?#", "")
+    cli("submit", "--", "true")
+    assert [path.name for path in cli.spool.iterdir()] == ["tasks.db"]
+    assert list(tmp_path.iterdir()) == [cli.spool]
 
 
 def test_one_daemon_for_each_spool(cli: Cli) -> None:
