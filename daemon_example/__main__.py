@@ -22,15 +22,16 @@ try:
 except ModuleNotFoundError as error:
     sys.exit(f"daemon-example: {error}; pip install 'sessionstore[daemon]'")
 
-#: What the command sessionstore does as well: what it is called there, and its help.
-LIBRARYS = {
-    "list": ("ls --all --columns id,state,name", "List all tasks, with their states"),
-    "show": ("show", "Show one task whole"),
-    "history": ("history", "Show what one task went through, and when"),
-    "cancel": ("cancel --yes", "Have tasks end, also while they run"),
-    "hold": ("hold --yes", "Have tasks stop until they are resumed"),
-    "resume": ("resume --yes", "Have tasks go on that were held"),
-    "redo": ("redo --yes", "Have tasks that have ended begin anew"),
+#: What the command sessionstore does as well: what it is called there, how many IDs it
+#: takes, and its help.
+LIBRARYS: dict[str, tuple[str, int | str, str]] = {
+    "list": ("ls --all --columns id,state,name", 0, "List all tasks with their states"),
+    "show": ("show", 1, "Show one task whole"),
+    "history": ("history", 1, "Show what one task went through, and when"),
+    "cancel": ("cancel --yes", "+", "Have tasks end, also while they run"),
+    "hold": ("hold --yes", "+", "Have tasks stop until they are resumed"),
+    "resume": ("resume --yes", "+", "Have tasks go on that were held"),
+    "redo": ("redo --yes", "+", "Have tasks that have ended begin anew"),
 }
 
 
@@ -65,9 +66,10 @@ def parser() -> Parser:
     command = add("submit", submit)
     command.add_argument("--name", default="", help="the task's name")
     command.add_argument("words", nargs="+", metavar="COMMAND")
-    for name, (_, about) in LIBRARYS.items():
+    for name, (_, number, about) in LIBRARYS.items():
         command = add(name, ask_library, about)
-        command.add_argument("words", nargs="*", metavar="ID")
+        if number:
+            command.add_argument("ids", nargs=number, metavar="ID")
         if name == "show":
             command.add_argument("--raw", action="store_true", help="do not unpickle")
     add("demo", demo.main).add_argument("--folder", type=Path)
@@ -76,15 +78,33 @@ def parser() -> Parser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit status."""
-    options = parser().parse_args(arguments)
+    open_what_is_closed()
     try:
+        options = parser().parse_args(arguments)
         code: int = options.command(options)
+        sys.stdout.flush()
         return code
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        return 1  # who read it has seen enough
     except (SessionStoreError, UserError, OSError) as error:
         print(f"daemon-example: {one_line(str(error))}", file=sys.stderr)
         return os.EX_CONFIG if isinstance(error, SettingsError) else 1
+    finally:
+        try:
+            sys.stdout.flush()
+        except OSError:
+            # The interpreter would try it again, and complain.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def open_what_is_closed() -> None:
+    """Have all of stdin, stdout and stderr, which cron jobs and others may close."""
+    # Else the lock or the database gets their numbers, and Python has None for them.
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
 
 
 def one_line(text: str) -> str:
@@ -105,14 +125,16 @@ def submit(options: argparse.Namespace) -> int:
 def ask_library(options: argparse.Namespace) -> int:
     """Have the command sessionstore do it."""
     found = settings.load(options)
-    command, _ = LIBRARYS[options.what]
+    command, number, _ = LIBRARYS[options.what]
     words = [*command.split(), "--url", found.url, "--session", found.session]
     if options.what == "show" and options.raw:
         words.append("--raw")
     elif options.what == "show" and found.keys:
         words += ["--keys", found.keys]
+    if number:
+        words += ["--", *options.ids]
     # Within this process, so that nobody sees the password of the URL.
-    return sessionstore([*words, *options.words])
+    return sessionstore(words)
 
 
 def status(options: argparse.Namespace) -> int:

@@ -6,7 +6,6 @@ import logging
 import logging.handlers
 import os
 import signal
-import sys
 from argparse import Namespace
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,7 +20,12 @@ from daemon_example.settings import Settings, SettingsError, UserError, load
 from daemon_example.signals import Signals
 from daemon_example.spool import Spool
 from daemon_example.supervisor import Supervisor
-from sessionstore import ConfigurationError, SchemaError, StoreUnavailableError
+from sessionstore import (
+    ConfigurationError,
+    SchemaError,
+    SessionStoreError,
+    StoreUnavailableError,
+)
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +42,6 @@ def run(options: Namespace) -> int:
 
 def start(options: Namespace) -> int:
     """Work detached; return when the daemon is ready, or say why it is not."""
-    open_what_is_closed()
     found = load(options)
     Spool(found.spool)
     lock = instance.lock(found.spool)
@@ -52,14 +55,6 @@ def start(options: Namespace) -> int:
         raise UserError(f"the daemon did not start: {said}")
     print(f"the daemon works on {found.spool}")
     return 0
-
-
-def open_what_is_closed() -> None:
-    """Have all of stdin, stdout and stderr, which cron jobs and others may close."""
-    # Else the lock or the database gets their numbers, and Python has None for them.
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:
-            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
 
 
 def detach(options: Namespace, found: Settings, lock: int, pipe: IO[str]) -> NoReturn:
@@ -81,15 +76,27 @@ def detach(options: Namespace, found: Settings, lock: int, pipe: IO[str]) -> NoR
             files_preserve=[lock, pipe],
             signal_map={},  # the loop's own handlers are still to come
         ):
-            handler = logging.handlers.WatchedFileHandler(found.spool / "daemon.log")
+            handler = LogFile(found.spool / "daemon.log")
             log_to(handler, "%(asctime)s %(levelname)s %(message)s")
             work(options, found, lock, lambda: say("ready"))
             code = 0
+    except (SessionStoreError, UserError, OSError) as error:
+        log.error("%s", error)
+        say(str(error))
     except BaseException as error:
         log.exception("the daemon failed")
         say(str(error))
     finally:
         os._exit(code)
+
+
+class LogFile(logging.handlers.WatchedFileHandler):
+    """A file that is made anew when it was moved away; if it cannot, work goes on."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record."""
+        with suppress(OSError):
+            super().emit(record)
 
 
 def log_to(handler: logging.Handler, format_: str) -> None:

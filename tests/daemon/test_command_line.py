@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 
 from daemon_example import instance
 from daemon_example.__main__ import main
+from daemon_example.service import LogFile
 from sessionstore import SessionStore
 from tests.daemon.conftest import Cli, until
 
@@ -26,14 +28,16 @@ BAD = [
     (["submit"], 2, "required"),
     (["submit", "ls", "-l"], 2, "unrecognized arguments: -l"),
     (["show", "seven"], 2, "valid integer"),
-    (["show"], 2, "Missing argument 'ID'"),
-    (["list", "7"], 2, "unexpected extra argument"),
+    (["show"], 2, "required: ID"),
+    (["show", "7", "8"], 2, "unrecognized arguments: 8"),
+    (["list", "7"], 2, "unrecognized arguments: 7"),
     (["run", "--workers", "x"], 2, "invalid int"),
     (["run", "--workers", "0"], 78, "workers"),
     (["run", "--grace", "nan"], 78, "grace"),
     (["run", "--lease", "nan"], 78, "lease"),
     (["run", "--lease", "0.5"], 78, "lease"),
-    (["redo"], 2, "say which tasks to redo"),
+    (["redo"], 2, "required: ID"),
+    (["redo", "-7"], 1, "no SQLite database"),
     (["cancel", "7"], 1, "no SQLite database"),
     (["list", "--store", "nosuch://x"], 1, "nosuch"),
     (["list", "--store", "plain/path"], 1, "sqlite:///"),
@@ -107,14 +111,30 @@ def test_any_command_line_can_be_submitted(cli: Cli) -> None:
     assert r"\udcff" in cli("show", str(ids[-1]))
 
 
-def test_reader_that_goes_away_is_no_error(cli: Cli) -> None:
+@pytest.mark.parametrize("command", ["list", "status", "stop"])
+def test_reader_that_goes_away_is_no_error(cli: Cli, command: str) -> None:
     """``list | head -1`` says nothing on stderr."""
     cli("submit", "--", "true")
+    cli.environment["PYTHONUNBUFFERED"] = ""
     reader, writer = os.pipe()
     os.close(reader)
-    process = cli.popen("list", stdout=writer, stderr=subprocess.PIPE)
+    process = cli.popen(command, stdout=writer, stderr=subprocess.PIPE)
     os.close(writer)
-    assert process.communicate(timeout=60)[1] == b""
+    said = process.communicate(timeout=60)[1]
+    assert (said, process.returncode) == (b"", 1)
+
+
+@pytest.mark.parametrize("command", ["list", "status", "stop"])
+def test_output_that_cannot_be_written_is_told_of(cli: Cli, command: str) -> None:
+    """In one line, and by the status."""
+    cli("submit", "--", "true")
+    cli.environment["PYTHONUNBUFFERED"] = ""
+    with open("/dev/full", "w") as full:
+        process = cli.popen(command, stdout=full, stderr=subprocess.PIPE)
+    said = process.communicate(timeout=60)[1].decode()
+    assert process.returncode == 1
+    assert len(said.splitlines()) == 1
+    assert "No space left on device" in said
 
 
 def test_spool_can_have_any_name(
@@ -125,6 +145,19 @@ def test_spool_can_have_any_name(
     cli("submit", "--", "true")
     assert [path.name for path in cli.spool.iterdir()] == ["tasks.db"]
     assert list(tmp_path.iterdir()) == [cli.spool]
+
+
+def test_log_that_cannot_be_written_ends_nothing(tmp_path: Path) -> None:
+    """It is made anew when its folder is there again."""
+    folder = tmp_path / "spool"
+    folder.mkdir()
+    log = LogFile(folder / "daemon.log")
+    folder.rename(tmp_path / "away")
+    log.handle(logging.makeLogRecord({"msg": "lost"}))
+    folder.mkdir()
+    log.handle(logging.makeLogRecord({"msg": "kept"}))
+    log.close()
+    assert (folder / "daemon.log").read_text() == "kept\n"
 
 
 def test_one_daemon_for_each_spool(cli: Cli) -> None:
@@ -144,13 +177,16 @@ def test_start_tells_why_it_failed(cli: Cli) -> None:
     assert "the daemon did not start: " in said
     assert "cannot be reached" in said
     assert len(said.splitlines()) == 1
-    assert "s3cret" not in said + (cli.spool / "daemon.log").read_text()
+    log = (cli.spool / "daemon.log").read_text()
+    assert len(log.splitlines()) == 1
+    assert "s3cret" not in said + log
 
 
 def test_daemon_starts_where_nothing_is_open(cli: Cli) -> None:
-    """Its lock is no number that is laid over with stdin, and a job sees its own."""
+    """Its lock is no number that is laid over with stdin, and a look is no error."""
     closing = ["sh", "-c", '"$@" <&- >&- 2>&-', "sh", sys.executable, *cli.program]
-    subprocess.run([*closing, "start"], env=cli.environment, check=True, timeout=60)
+    for command in "start", "status", "list":
+        subprocess.run([*closing, command], env=cli.environment, check=True, timeout=60)
     assert f"PID {cli.pid()}" in cli("start", status=1)
     cli("stop")
 
