@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from daemon_example import instance, settings
+from daemon_example.notify import priority
 from daemon_example.settings import SettingsError, UserError
 from daemon_example.spool import new_task
 from daemon_example.supervisor import try_to_write
@@ -89,7 +90,8 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:
         return 1  # who read it has seen enough
     except (SessionStoreError, UserError, OSError) as error:
-        print(f"daemon-example: {one_line(str(error))}", file=sys.stderr)
+        said = f"{priority(3)}daemon-example: {one_line(str(error))}"
+        print(said, file=sys.stderr)
         return os.EX_CONFIG if isinstance(error, SettingsError) else 1
     finally:
         try:

@@ -1,4 +1,4 @@
-"""Telling systemd how the service is, as sd_notify(3) has it."""
+"""Telling systemd how the service is, as sd_notify(3) and sd-daemon(3) have it."""
 
 from __future__ import annotations
 
@@ -18,3 +18,13 @@ def notify(**variables: object) -> None:
     # A manager that does not listen must not stop the work.
     with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.sendto(text.encode(), address)
+
+
+def priority(number: int) -> str:
+    """Return what gives a line on stderr a priority, if the journal reads it."""
+    with suppress(OSError):
+        stderr = os.fstat(2)
+        # By this systemd.exec(5) has it told from what else stderr may have become.
+        if os.environ.get("JOURNAL_STREAM") == f"{stderr.st_dev}:{stderr.st_ino}":
+            return f"<{number}>"
+    return ""

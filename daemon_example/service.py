@@ -15,7 +15,7 @@ import daemon
 import psutil
 
 from daemon_example import instance
-from daemon_example.notify import notify
+from daemon_example.notify import notify, priority
 from daemon_example.settings import Settings, SettingsError, UserError, load
 from daemon_example.signals import Signals
 from daemon_example.spool import Spool
@@ -32,7 +32,9 @@ log = logging.getLogger(__name__)
 
 def run(options: Namespace) -> int:
     """Work in the foreground until a signal comes."""
-    log_to(logging.StreamHandler(), "%(levelname)s %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(Lines("%(levelname)s %(message)s"))
+    log_to(handler)
     found = load(options)
     os.umask(0o077)
     Spool(found.spool)
@@ -76,8 +78,7 @@ def detach(options: Namespace, found: Settings, lock: int, pipe: IO[str]) -> NoR
             files_preserve=[lock, pipe],
             signal_map={},  # the loop's own handlers are still to come
         ):
-            handler = LogFile(found.spool / "daemon.log")
-            log_to(handler, "%(asctime)s %(levelname)s %(message)s")
+            log_to(LogFile(found.spool / "daemon.log"))
             work(options, found, lock, lambda: say("ready"))
             code = 0
     except (SessionStoreError, UserError, OSError) as error:
@@ -99,9 +100,20 @@ class LogFile(logging.handlers.WatchedFileHandler):
             super().emit(record)
 
 
-def log_to(handler: logging.Handler, format_: str) -> None:
+class Lines(logging.Formatter):
+    """Lines that have their priorities in the journal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return a record as text."""
+        number = {logging.ERROR: 3, logging.WARNING: 4}.get(record.levelno, 6)
+        lines = super().format(record).split("\n")
+        return "\n".join(priority(number) + line for line in lines)
+
+
+def log_to(handler: logging.Handler) -> None:
     """Log what the daemon does, and not how Alembic makes the tables."""
-    logging.basicConfig(level=logging.INFO, format=format_, handlers=[handler])
+    form = "%(asctime)s %(levelname)s %(message)s"  # if the handler has none
+    logging.basicConfig(level=logging.INFO, format=form, handlers=[handler])
     logging.getLogger("alembic").setLevel(logging.WARNING)
 
 
