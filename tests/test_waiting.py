@@ -11,9 +11,10 @@ from collections.abc import Callable
 
 import pytest
 
-from sessionstore import SessionStore, State, StoreError, Task
+from sessionstore import SessionStore, State, StoreError, StoreUnavailableError, Task
 from sessionstore.database.kept import KeptConnection
 from sessionstore.testing import Child
+from tests.unreliable import Proxy
 
 
 @pytest.fixture
@@ -214,6 +215,37 @@ def test_closed_store_is_watched_anew(
     until_quiet(session)
     other.add(Task())
     assert session.wait(20)
+
+
+def test_change_after_a_lost_connection_is_told(
+    session: SessionStore, other: SessionStore
+) -> None:
+    """A call that says that something may have come watches on at once."""
+    until_quiet(session)
+    session.store.pre_fork()
+    session.wait(0)
+    other.add(Task())
+    assert session.wait(20)
+
+
+@pytest.mark.backends("postgresql", "mariadb")
+def test_change_while_the_database_was_away_is_told(
+    database_url: str, other: SessionStore
+) -> None:
+    """The first call that reaches it again says that something may have come."""
+    proxy = Proxy(database_url)
+    session = SessionStore(proxy.url, "one")
+    session.wait(0)
+    proxy.refusals = 1000
+    proxy.cut()
+    with pytest.raises(StoreUnavailableError):
+        session.wait(20)
+    proxy.refusals = 0
+    proxy.cut()
+    other.add(Task())
+    assert session.wait(20)
+    session.close()
+    proxy.close()
 
 
 @pytest.mark.backends("postgresql")

@@ -32,9 +32,10 @@ class Proxy:
         self.url = parsed.set(port=port).render_as_string(hide_password=False)
         #: What is to get lost at the next COMMIT.
         self.loss: Loss | None = None
-        #: How many connections are to be refused after that.
+        #: How many connections are to be refused after that, or after a cut.
         self.refusals = 0
         self.lost = 0
+        self._clients: list[socket.socket] = []
         self._refuse = 0
         self._thread = threading.Thread(target=self._accept, daemon=True)
         self._thread.start()
@@ -44,6 +45,13 @@ class Proxy:
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self._thread.join()
+
+    def cut(self) -> None:
+        """End all connections."""
+        self._refuse = self.refusals
+        for client in self._clients:
+            with suppress(OSError):  # it has ended already
+                client.shutdown(socket.SHUT_RDWR)
 
     def _accept(self) -> None:
         while True:
@@ -55,6 +63,7 @@ class Proxy:
                 self._refuse -= 1
                 client.close()
                 continue
+            self._clients.append(client)
             server = socket.create_connection(self._server)
             threading.Thread(
                 target=self._pass_on, args=(client, server), daemon=True

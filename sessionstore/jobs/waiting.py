@@ -69,20 +69,26 @@ class Waiting:
                 "anything; leave its block first"
             )
         until = time.monotonic() + timeout
-        if self._thread.pid != os.getpid():
+        state = self._thread
+        if state.pid != os.getpid():
             # What a fork brought along is the parent's, and so is its connection.
-            self._thread.watch, self._thread.pid = None, os.getpid()
-        watch = self._thread.watch
-        if watch is None:
-            watch = self._thread.watch = self._begin()
+            state.watch, state.has_missed, state.pid = None, False, os.getpid()
+        if state.watch is None:
+            state.watch = self._begin()
+            if state.has_missed:
+                state.has_missed = False
+                return True
+        watch = state.watch
         try:
             return self._watch(watch, until)
         except StoreUnavailableError:
             # Whatever happened while the connection was away.
-            self._thread.watch = None
+            state.watch, state.has_missed = None, True
             if watch.descriptor is None:
                 raise
-            return True
+        # At once: the caller looks at the session now, and what comes after that look
+        # is for the next call to tell.
+        return self.wait(0)
 
     def _watch(self, watch: Watch, until: float) -> bool:
         with _signals() as (signalled, has_come):
@@ -121,6 +127,8 @@ class Waiting:
 
 class _ThreadState(threading.local):
     watch: Watch | None = None
+    #: Whether a watch broke off, and no other has begun since.
+    has_missed = False
     pid = 0
 
 
