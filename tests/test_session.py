@@ -203,6 +203,18 @@ def test_transition_of_a_task_saves_it(
     assert task.execution.state is State.SUBMITTED
 
 
+def test_who_was_second_to_move_a_task_is_told_so(
+    session: SessionStore, other: SessionStore
+) -> None:
+    """G3: what was asked was legal when the task was read, so to try again helps."""
+    task = Task()
+    session.add(task)
+    other.transition(other.load(task.persistent_id), State.SUBMITTED)
+    with pytest.raises(ConflictError, match="changed by somebody else"):
+        session.transition(task, State.SUBMITTED)
+    assert task.execution.state is State.NEW
+
+
 def test_unmet_expectation_is_a_conflict(session: SessionStore) -> None:
     """G3: compare-and-set, and expect is compared first."""
     id_ = session.add(Task())

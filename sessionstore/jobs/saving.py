@@ -18,7 +18,7 @@ from sessionstore.persistable import Persistable, note
 from sessionstore.row_ids import fits
 from sessionstore.task import State
 
-__all__ = ["Move", "check_move", "check_persistable", "save_graph"]
+__all__ = ["Move", "check_expected", "check_persistable", "save_graph"]
 
 
 class Move(NamedTuple):
@@ -189,13 +189,13 @@ class _GraphWriter:
         token = self._token if is_root else None
         check_holder(job, token)
         if move is not None:
-            check_move(job, State(record.state), move.expect)
+            check_expected(job, move.expect)
         obj: Any = record.obj
         if obj._revision is None and job.session_id is None:
             _recall(self._index, obj, job)
         elif obj._revision != job.revision:
             raise changed_meanwhile(record.id)
-        if move is None and job.state != record.state:
+        if move is not None or job.state != record.state:
             check_transition(record.id, job.state, state_from(record.state, record.id))
         values: dict[str, Any] = {
             "name": _name_of(obj),
@@ -239,15 +239,14 @@ class _GraphWriter:
         return self._index.history.append(self._kept, self._entries)
 
 
-def check_move(job: Job, to: State, expect: Collection[State] | None) -> None:
-    """Raise ConflictError for a state not expected, TransitionError for no way."""
+def check_expected(job: Job, expect: Collection[State] | None) -> None:
+    """Raise ConflictError for a state that was not expected."""
     if expect is not None and job.state not in expect:
         raise ConflictError(
             f"task {job.job_id} is {job.state}, and was expected to be "
             f"{' or '.join(sorted(expect)) or 'in no state at all'}",
             id=job.job_id,
         )
-    check_transition(job.job_id, job.state, to)
 
 
 def check_persistable(task: object) -> Persistable:

@@ -11,7 +11,8 @@ from sessionstore.errors import NotFoundError, TransitionError
 from sessionstore.jobs.history import Transition
 from sessionstore.jobs.index import Index
 from sessionstore.jobs.rows import Job, check_holder
-from sessionstore.jobs.saving import Move, check_move, save_graph
+from sessionstore.jobs.saving import Move, check_expected, save_graph
+from sessionstore.jobs.states import check_transition
 from sessionstore.objects.identity_map import set_unmarked
 from sessionstore.persistable import Persistable
 from sessionstore.row_ids import fits
@@ -34,7 +35,8 @@ def move_job(
     def work(kept: KeptConnection) -> Transition:
         job = index.job(kept, key)
         check_holder(job, token)
-        check_move(job, move.to, move.expect)
+        check_expected(job, move.expect)
+        check_transition(key, job.state, move.to)
         values = {} if returncode is None else {"returncode": int(returncode)}
         return record(index, kept, job, move.to, move.info, token, values)
 
