@@ -128,6 +128,37 @@ def test_other_writes_happen_once(
 
 
 @LOSSES
+def test_what_may_be_done_twice_is_done_again(
+    proxy: Proxy, other: SessionStore, loss: Loss
+) -> None:
+    """G2: where no job's row tells, to repeat a write has no second effect."""
+    session = SessionStore(proxy.url, "one")
+    writes: list[Callable[[], object]] = [
+        session.finish,
+        lambda: SessionStore(session.store, "two"),
+        SessionStore(session.store, "three").destroy,
+    ]
+    for number, write in enumerate(writes, 1):
+        proxy.loss = loss
+        write()
+        assert proxy.lost == number
+    assert other.finished_at is not None
+    proxy.loss = loss
+    id_ = session.add(Task())  # the first one takes a block of IDs
+    assert proxy.lost == 4
+    assert [*other.ids()] == [*other.store.list()] == [id_]
+    [claim] = session.claim()
+    expires_at = claim.lease_expires_at
+    proxy.loss = loss
+    assert claim.renew() is None
+    assert claim.lease_expires_at > expires_at
+    proxy.loss = loss
+    assert session.request(id_, "hold")
+    assert proxy.lost == 6
+    assert claim.renew() == "hold"
+
+
+@LOSSES
 def test_server_that_starts_again_is_waited_for(
     session: SessionStore, other: SessionStore, proxy: Proxy, loss: Loss
 ) -> None:

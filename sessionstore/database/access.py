@@ -97,8 +97,17 @@ class Database:
             return work(scope.kept)
         return self._again(self._without_begin, work)
 
-    def write(self, work: Work[T], *, is_one_statement: bool = False) -> T:
+    def write(
+        self,
+        work: Work[T],
+        *,
+        is_one_statement: bool = False,
+        is_repeatable: bool = False,
+    ) -> T:
         """Run ``work`` in a transaction, again after a deadlock.
+
+        ``is_repeatable`` tells that it does no harm if it is done twice: then it is,
+        where nobody knows whether it was committed.
 
         Inside a caller's own transaction nothing is tried again.
         """
@@ -107,7 +116,7 @@ class Database:
             return self._write_once(work)
         if is_one_statement and self.settings.begin is not None:
             return self._again(self._write_one_statement, work)
-        return self._again(self._write_once, work)
+        return self._again(self._write_once, work, is_repeatable)
 
     def _without_begin(self, work: Work[T]) -> T:
         connections = self.connections
@@ -139,14 +148,16 @@ class Database:
         except ConnectionLostError as error:
             raise unanswered(error) from error.__cause__
 
-    def _again(self, run: Callable[[Work[T]], T], work: Work[T]) -> T:
+    def _again(
+        self, run: Callable[[Work[T]], T], work: Work[T], is_repeatable: bool = False
+    ) -> T:
         lost = aborted = 0
         while True:
             try:
                 return run(work)
             except ConnectionLostError as error:
                 lost += 1
-                if error.outcome_unknown or lost == 2:
+                if lost == 2 or (error.outcome_unknown and not is_repeatable):
                     raise
             except TransactionAbortedError:
                 aborted += 1

@@ -150,7 +150,7 @@ class Claim:
             return job
 
         with self._held():
-            job = index.database.write(work)
+            job = index.database.write(work, is_repeatable=True)
         self._note(lease_expires_at=instant(job.now + lease))
         return job.request
 
@@ -371,7 +371,7 @@ def request(index: Index, key: int, what: Request) -> bool:
         index.changes.note(index.id)
         return job.holder is not None
 
-    return index.database.write(work)
+    return index.database.write(work, is_repeatable=True)
 
 
 def exhaust(

@@ -99,7 +99,8 @@ class Index:
         if found is None:
             try:
                 self.database.write(
-                    lambda kept: kept.change(self._create, {"name": self.name})
+                    lambda kept: kept.change(self._create, {"name": self.name}),
+                    is_repeatable=True,
                 )
             except DuplicateKeyError:
                 log.debug("another process created the session %r", self.name)
@@ -152,7 +153,10 @@ class Index:
     def finish(self) -> None:
         """Note that the session's work is done."""
         session = {"session": self.id}
-        if not self.database.write(lambda kept: kept.change(self._finish, session)):
+        finished = self.database.write(
+            lambda kept: kept.change(self._finish, session), is_repeatable=True
+        )
+        if not finished:
             raise self._destroyed()
 
     # Its jobs
@@ -251,4 +255,4 @@ class Index:
             for key in ids:
                 self.objects.identities.note_removed(key)
 
-        self.database.write(work)
+        self.database.write(work, is_repeatable=True)

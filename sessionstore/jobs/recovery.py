@@ -178,7 +178,7 @@ def _give_up(index: Index, claim: Claim) -> None:
         now = index.job(kept, claim.id).now
         index.leases.renew(kept, claim.id, claim.token, now)
 
-    index.database.write(work)
+    index.database.write(work, is_repeatable=True)
 
 
 def _free(

@@ -38,7 +38,10 @@ class IdCounter:
             )
         scope = self._database.scope
         if scope is None:
-            return self._database.write(lambda kept: self._take(kept, n))
+            # Of a block whose commit was not answered no number is ever given out.
+            return self._database.write(
+                lambda kept: self._take(kept, n), is_repeatable=True
+            )
         if self._uncommitted() is not None:
             return self._take(scope.kept, n)
         # On the transaction's own connection the counter's row would stay locked
