@@ -506,6 +506,20 @@ def test_refused_update_leaves_the_object(
     assert other.load(id_).words == ["a", "b"]
 
 
+def test_update_that_cannot_begin_says_so_once(
+    session: SessionStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    """G7: nothing has to be put back, and the log has nothing to add to the error."""
+    task = Task(note="kept")
+    session.add(task)
+    with session.transaction() as connection:
+        connection.execute(text("UPDATE store SET data = :d"), {"d": b"junk"})
+    with pytest.raises(DecodeError), session.update(task.persistent_id):
+        raise AssertionError
+    assert task.note == "kept"
+    assert caplog.records == []
+
+
 def test_job_may_refer_to_what_is_not_in_its_session(
     session: SessionStore, database_url: str
 ) -> None:

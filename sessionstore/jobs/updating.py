@@ -37,11 +37,11 @@ def update(session: Owner, key: int) -> Iterator[Any]:
     try:
         with index.database.transaction() as scope:
             check_holder(index.job(scope.kept, key), None)
-            task = live
-            if task is None:
+            if live is None:
                 task = session.load(key)
             else:
-                session.refresh(task)
+                session.refresh(live)
+                task = live
             yield task
             save_graph(index, [task], listed=False)
     except BaseException:
