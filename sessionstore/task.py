@@ -129,8 +129,8 @@ class Task(Persistable):
             run.__dict__["_changed"] = bool(value)
 
     def __repr__(self) -> str:
+        # A subclass may not have called our __init__, or not yet.
+        name = getattr(self, "jobname", "")
         run = self.__dict__.get("execution")
         state = getattr(run, "state", "no execution")
-        return (
-            f"<{type(self).__name__} {self.jobname!r} id={self.persistent_id} {state}>"
-        )
+        return f"<{type(self).__name__} {name!r} id={self.persistent_id} {state}>"

@@ -440,6 +440,23 @@ def test_missing_session_and_plain_path_are_refused(
         session.transition(session.load(id_), State.SUBMITTED)
 
 
+class Bare(Task):
+    """A task without the attributes that a task has."""
+
+    def __init__(self) -> None:
+        pass
+
+
+def test_task_without_name_and_state_can_be_told_of(session: SessionStore) -> None:
+    """Errors name it, as any other."""
+    with pytest.raises(NotFoundError, match=r"<Bare '' id=None no execution>"):
+        session.save(Bare())
+    task = Bare()
+    session.add(task)
+    with pytest.raises(TransitionError, match="no execution"):
+        session.transition(task, State.RUNNING)
+
+
 def test_destroy_removes_the_session_and_its_objects(session: SessionStore) -> None:
     """Other sessions stay."""
     second = SessionStore(session.store, "two")
