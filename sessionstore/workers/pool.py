@@ -65,9 +65,10 @@ class Worker:
 
     def kill(self) -> None:
         """End it and its command."""
-        signal_group(self.pid, signal.SIGKILL)
+        # First itself, or it might still record how its command has ended.
         with suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
+        signal_group(self.pid, signal.SIGKILL)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,8 @@ import pytest
 from sessionstore import Claim, ForkError, SessionStore, State, Task
 from sessionstore.testing import Child
 from sessionstore.workers import WorkerPool, run_command
-from tests.daemon.conftest import begun, states
+from sessionstore.workers import pool as pools
+from tests.daemon.conftest import begun, has_ended, states, until
 from tests.workers.conftest import MakePool, drive, run
 
 
@@ -129,6 +130,31 @@ def test_held_command_stands_still_until_it_is_resumed(
     pool.stop(grace=0)
     drive(pool, lambda: pool.is_done)
     assert other.history(id_)[-1].returncode == signal.SIGTERM
+
+
+@pytest.mark.backends("sqlite")
+def test_cancelled_command_is_recorded_as_such(
+    session: SessionStore,
+    other: SessionStore,
+    make_pool: MakePool,
+    marks: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """However long its many processes take to be killed, and not as one that failed."""
+    id_ = session.add(Task())
+    script = f"echo $$ >>{marks}; exec sleep 300"
+    pool = make_pool(lambda c: run_command(c, ["sh", "-c", script]))
+    drive(pool, lambda: begun(marks))
+    kill_group = pools.signal_group
+
+    def kill_slowly(group: int, number: signal.Signals) -> None:
+        kill_group(group, number)
+        until(lambda: has_ended(group))
+
+    monkeypatch.setattr(pools, "signal_group", kill_slowly)
+    other.request(id_, "cancel")
+    run(pool, session)
+    assert other.history(id_)[-1].info == "cancelled"
 
 
 @pytest.mark.backends("sqlite")
