@@ -362,6 +362,36 @@ def test_nested_tasks_are_written_but_not_listed(session: SessionStore) -> None:
     assert len(session) == len(session.store) == 0
 
 
+def test_parts_added_while_a_workflow_is_gone_through_are_met(
+    session: SessionStore,
+) -> None:
+    """Each of them, though what was met before may have been in the same memory."""
+    session.add_many([Task(tasks=[]) for _ in range(200)])
+    met = 0
+    for task in session.iter_workflow():
+        if task.jobname == "part":
+            met += 1
+        else:
+            task.tasks.append(Task("part"))
+    assert met == 200
+
+
+def test_workflow_of_many_jobs_is_not_held_in_memory(session: SessionStore) -> None:
+    """And one that is in another, far behind it, is met once."""
+    first = Task("first")
+    session.add_many([first, *(Task() for _ in range(200)), Task(tasks=[first])])
+    del first
+    most = 0
+    names = []
+    for task in session.iter_workflow():
+        names.append(task.jobname)
+        del task
+        most = max(most, sum(isinstance(obj, Task) for obj in gc.get_objects()))
+    assert names.count("first") == 1
+    assert len(names) == 202
+    assert most < 150
+
+
 def test_unreadable_object_is_kept_and_its_state_can_change(
     session: SessionStore,
 ) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from sessionstore.database.kept import KeptConnection
@@ -106,7 +107,8 @@ def stored_workflow(index: Index, kept: KeptConnection, key: int) -> Sequence[in
     """
     objects = _stored(index, kept, key)
     ids = {id(obj): object_id for object_id, obj in objects.items()}
-    parts = workflow([objects[key]]) if objects else []
+    # They are not live, so that their own IDs are none or, of a copy, another's.
+    parts = workflow([objects[key]], key_of=id) if objects else []
     return [ids[id(part)] for part in parts if id(part) in ids] or [key]
 
 
@@ -155,16 +157,31 @@ def _each_of(
         yield id_, objects.get(id_), errors.get(id_)
 
 
-def workflow(tasks: Iterable[Any]) -> Iterator[Any]:
+def _id_of(task: object) -> object:
+    return getattr(task, "persistent_id", None)
+
+
+def workflow(
+    tasks: Iterable[Any], key_of: Callable[[Any], object] = _id_of
+) -> Iterator[Any]:
     """Go through tasks and the ``tasks`` inside them, breadth first."""
-    todo = deque(tasks)
-    seen: set[int] = set()
-    while todo:
-        task = todo.popleft()
-        if id(task) not in seen:
-            seen.add(id(task))
+    inside: deque[Any] = deque()
+    seen: dict[object, object] = {}
+    for task in chain(tasks, _taken_from(inside)):
+        # By its ID, as it may be freed, and read anew with another that has it inside;
+        # one without is kept, or the next to be made might get its place in memory.
+        key, kept = key_of(task), None
+        if key is None:
+            key, kept = (id(task),), task
+        if key not in seen:
+            seen[key] = kept
             yield task
-            inside = getattr(task, "tasks", ())
+            parts = getattr(task, "tasks", ())
             # An attribute of that name may be anything else, as a number of tasks.
-            if isinstance(inside, Iterable):
-                todo.extend(part for part in inside if isinstance(part, Persistable))
+            if isinstance(parts, Iterable):
+                inside.extend(part for part in parts if isinstance(part, Persistable))
+
+
+def _taken_from(queue: deque[Any]) -> Iterator[Any]:
+    while queue:
+        yield queue.popleft()
