@@ -49,8 +49,12 @@ def write_pid(file: int) -> None:
 def running(spool: Path) -> int | None:
     """Return the PID of the daemon that works on a spool folder, None if none does."""
     try:
-        pid, began = (spool / "daemon.pid").read_text(errors="replace").split()
-        return int(pid) if started(int(pid)) == float(began) else None
+        number, began = (spool / "daemon.pid").read_text(errors="replace").split()
+        pid = int(number)
+        # One that has ended may be there for ever, if its parent does not wait for it,
+        # as in a container whose first process is some program.
+        is_over = psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+        return pid if started(pid) == float(began) and not is_over else None
     except (FileNotFoundError, ValueError, OverflowError, psutil.NoSuchProcess):
         return None
 

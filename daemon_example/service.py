@@ -6,6 +6,7 @@ import logging
 import logging.handlers
 import os
 import signal
+import time
 from argparse import Namespace
 from collections.abc import Callable
 from contextlib import suppress
@@ -159,5 +160,6 @@ def stop(options: Namespace) -> int:
         except psutil.AccessDenied:
             owner = process.username()
             raise UserError(f"the daemon, PID {pid}, belongs to {owner}") from None
-        process.wait()
+    while instance.running(spool) == pid:
+        time.sleep(0.05)
     return 0

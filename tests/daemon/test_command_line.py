@@ -210,6 +210,15 @@ def test_reused_pid_is_not_the_daemons(cli: Cli) -> None:
     assert cli.pid() != os.getpid()
 
 
+def test_daemon_that_nobody_waits_for_is_over(cli: Cli) -> None:
+    """Its parent leaves it a zombie: it does not run, and ``stop`` returns."""
+    daemon = cli.popen("run", stderr=subprocess.DEVNULL)
+    until(lambda: instance.running(cli.spool) == daemon.pid)
+    cli("stop")
+    assert instance.running(cli.spool) is None
+    assert daemon.wait(timeout=0) == 0
+
+
 def test_signals_before_it_is_ready_are_acted_on(cli: Cli) -> None:
     """SIGHUP and SIGTERM while it opens its database: it stops, and leaves no task."""
     with SessionStore(cli.url) as session, session.transaction() as connection:
