@@ -7,8 +7,10 @@ import gc
 import os
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import psutil
+import pymysql
 import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import DBAPIError
@@ -330,3 +332,30 @@ def test_transaction_takes_in_the_coroutines_that_are_run_in_it(
         asyncio.run(add())
         assert len(session) == 1
     assert len(session) == 1
+
+
+@pytest.mark.backends("mariadb")
+def test_answer_to_a_call_that_broke_off_is_nobodys(
+    session: SessionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """G3: as when Ctrl-C comes between a statement and its answer."""
+    id_ = session.add(Task())
+    read = pymysql.connections.Connection._read_query_result
+    statements = []
+
+    def interrupted(self: Any, unbuffered: bool = False) -> None:
+        statements.append(self)
+        if len(statements) == 2:
+            raise KeyboardInterrupt
+        read(self, unbuffered)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pymysql.connections.Connection, "_read_query_result", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            session.transition(id_, State.SUBMITTED)
+    assert len(session) == 1
+    session.transition(id_, State.SUBMITTED)
+    assert [str(entry.to_state) for entry in session.history(id_)] == [
+        "NEW",
+        "SUBMITTED",
+    ]

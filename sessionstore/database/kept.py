@@ -75,6 +75,9 @@ class KeptConnection:
             return rows
         except self._errors as error:
             raise self._failure(error) from error
+        except BaseException:
+            self._break_off()
+            raise
 
     def row(
         self, statement: Statement, parameters: Parameters = _NONE
@@ -87,6 +90,9 @@ class KeptConnection:
             return row
         except self._errors as error:
             raise self._failure(error) from error
+        except BaseException:
+            self._break_off()
+            raise
 
     def change(self, statement: Statement, parameters: Parameters = _NONE) -> int:
         """Run a statement that writes, and return how many rows it wrote."""
@@ -97,6 +103,9 @@ class KeptConnection:
             return count
         except self._errors as error:
             raise self._failure(error) from error
+        except BaseException:
+            self._break_off()
+            raise
 
     def change_many(
         self, statement: Statement, parameters: Iterable[Parameters]
@@ -121,6 +130,9 @@ class KeptConnection:
             cursor.close()
         except self._errors as error:
             raise self._failure(error) from error
+        except BaseException:
+            self._break_off()
+            raise
 
     def patiently(self, run: Callable[..., T], *arguments: object) -> T:
         """Run something, again while it is refused for want of a lock.
@@ -169,6 +181,9 @@ class KeptConnection:
             cursor.close()
         except self._errors as error:
             raise self._failure(error) from error
+        except BaseException:
+            self._break_off()
+            raise
 
     def commit(self, then: Sequence[str] = ()) -> None:
         """Commit the transaction that ``access`` began, and run what comes after.
@@ -245,6 +260,12 @@ class KeptConnection:
         if lost:
             self.invalidate()
         return failure(error, self._url, self._settings, lost=lost)
+
+    def _break_off(self) -> None:
+        # A signal's handler has raised in the middle of a call, for instance.  What a
+        # server has yet to say to it would be taken for the answer to the next one.
+        if self._settings.concurrent_writers and self.pid == os.getpid():
+            self.invalidate()
 
     def may_be_dead(self) -> bool:
         """Say whether the server seems to have closed the connection while idle."""
