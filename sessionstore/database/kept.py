@@ -285,11 +285,11 @@ class KeptConnection:
 
     def end_logical_transaction(self) -> None:
         """Tell SQLAlchemy that the transaction it began by itself is over."""
-        if self.connection.in_transaction():
-            self.connection.rollback()
-        elif self._settings.begin is None and self.is_usable:
-            # After a commit that failed SQLAlchemy waits for this.
-            self.connection.rollback()
+        was_active = self.connection.in_transaction()
+        # Also one that is not, as after a commit() that was refused or failed:
+        # SQLAlchemy begins no other before it is rolled back.
+        self.connection.rollback()
+        if not was_active and self._settings.begin is None and self.is_usable:
             self.driver.rollback()
 
     def invalidate(self) -> None:
