@@ -272,6 +272,15 @@ def test_threads_share_a_session(database_url) -> None:
     assert session.counts() == {State.SUBMITTED: 60}
 
 
+def test_watched_engine_does_the_same(database_url: str) -> None:
+    """With echo, as with a tracer's events, SQLAlchemy runs the statements."""
+    session = SessionStore(database_url, engine_options={"echo": True})
+    id_, other = session.add(Task()), *session.add_many([Task()])
+    session.transition(id_, State.SUBMITTED)
+    [claim] = session.claim()
+    assert (claim.id, [*session.ids()]) == (other, [id_, other])
+
+
 @pytest.mark.backends("sqlite", "postgresql")
 @pytest.mark.timeout(30)
 def test_busy_timeout_of_nothing_does_not_wait(database_url: str) -> None:

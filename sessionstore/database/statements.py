@@ -32,7 +32,8 @@ class Statement:
     __slots__ = ("_arrange", "_constants", "_processors", "construct", "text")
 
     def __init__(self, construct: Executable) -> None:
-        self.construct = construct
+        # Where SQLAlchemy runs it, an INSERT's row count would go with its cursor.
+        self.construct = construct.execution_options(preserve_rowcount=True)
         #: As the driver takes it; empty until it is compiled.
         self.text = ""
         # Numbers and strings in the construct itself are parameters too.
