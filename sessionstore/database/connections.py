@@ -92,6 +92,7 @@ class Connections:
         if self.settings.begin is not None:
             keywords["isolation_level"] = "AUTOCOMMIT"
             keywords["skip_autocommit_rollback"] = True
+            _refuse_isolation(self._engine_options)
         keywords.update(self._engine_options)
         if dialect.name == "sqlite":
             # A fork closes the connections of all threads.
@@ -276,6 +277,18 @@ class Connections:
         # was setting up stays half done.
         if self._guard.half_initialised and self._guard.refusal is None:
             self._open_engine()
+
+
+def _refuse_isolation(engine_options: Mapping[str, Any]) -> None:
+    # In any other level the driver would begin a transaction at each statement, which
+    # nobody commits: what a save has returned would be gone.
+    for options in (engine_options, engine_options.get("execution_options", {})):
+        level = options.get("isolation_level", "AUTOCOMMIT")
+        if level != "AUTOCOMMIT":
+            raise ConfigurationError(
+                f"engine_options cannot have isolation_level={level!r}: a store begins "
+                "its transactions itself, each as it needs it; leave it out"
+            )
 
 
 def _thread_ended(reference: weakref.ref[Connections], thread: int, pid: int) -> None:
