@@ -26,7 +26,7 @@ from sessionstore.objects.decoding import decode
 from sessionstore.objects.encoding import encode
 from sessionstore.objects.origin import Origin, assign_id
 from sessionstore.objects.serialization import Record, Row
-from sessionstore.options import check_methods
+from sessionstore.options import check_mapping, check_methods
 from sessionstore.persistable import Persistable, mark
 from sessionstore.renaming import Renaming
 from sessionstore.row_ids import no_id, not_found
@@ -103,6 +103,7 @@ class FilesystemStore(Store):
             warn_user(f"FilesystemStore has no option {name!r}; it is ignored")
         check_methods("idfactory", idfactory, "new")
         check_methods("serializer", serializer, "dumps", "loads")
+        check_mapping("rename", rename)
         # Made absolute because a daemon changes its working directory.
         self.directory = os.path.abspath(_path_of(directory))
         # What pickling takes to make this store again in another process.

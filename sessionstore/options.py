@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from sessionstore.errors import ConfigurationError
 
 __all__ = [
     "check_attempts",
     "check_lease",
+    "check_mapping",
     "check_methods",
     "check_timeout",
     "check_whole",
@@ -24,6 +27,14 @@ def check_methods(name: str, value: object, *methods: str) -> None:
         raise ConfigurationError(
             f"{name} must be an object with {' and '.join(methods)}; "
             f"one of the type {type(value).__name__} has no {missing[0]}"
+        )
+
+
+def check_mapping(name: str, value: object) -> None:
+    """Refuse what maps nothing to anything; None is for the default."""
+    if value is not None and not isinstance(value, Mapping):
+        raise ConfigurationError(
+            f"{name} must be a mapping; the type {type(value).__name__} is none"
         )
 
 

@@ -21,7 +21,7 @@ from sessionstore.ids import IdSource, IntId
 from sessionstore.objects.extra import ExtraFields
 from sessionstore.objects.schema import Schema
 from sessionstore.objects.table import ObjectTable
-from sessionstore.options import check_methods, check_timeout
+from sessionstore.options import check_mapping, check_methods, check_timeout
 from sessionstore.renaming import Renaming
 from sessionstore.row_ids import key_of
 from sessionstore.serializers import Serializer
@@ -93,6 +93,9 @@ class SqlStore(Store):
             warn_user(f"SqlStore has no option {name!r}; it is ignored")
         check_methods("idfactory", idfactory, "new")
         check_methods("serializer", serializer, "dumps", "loads")
+        check_mapping("extra_fields", extra_fields)
+        check_mapping("rename", rename)
+        check_mapping("engine_options", engine_options)
         if str(synchronous).upper() not in _SYNCHRONOUS:
             raise ConfigurationError(
                 f"synchronous={synchronous!r} must be one of {', '.join(_SYNCHRONOUS)}"

@@ -148,6 +148,8 @@ def test_misspelt_option_is_warned_about(tmp_path: Path) -> None:
         ("busy_timeout", "3", "'3' must be a number of seconds"),
         ("busy_timeout", -1, "-1 must be a number of seconds"),
         ("synchronous", None, "None must be one of OFF"),
+        ("rename", "a:b", "must be a mapping; the type str"),
+        ("engine_options", 5, "must be a mapping; the type int"),
     ],
 )
 def test_option_that_cannot_be_used_is_refused_at_once(
@@ -300,6 +302,21 @@ def test_engine_options_do_not_undo_what_forks_need(tmp_path: Path, run_forked) 
     done.set()
     thread.join()
     assert len(store) == 2
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"isolation_level": "SERIALIZABLE"},
+        {"execution_options": {"isolation_level": "READ COMMITTED"}},
+    ],
+)
+def test_isolation_in_which_nothing_would_be_committed_is_refused(
+    database_url: str, options: dict[str, Any]
+) -> None:
+    """G1: in SQLAlchemy's other levels each statement begins a transaction."""
+    with pytest.raises(ConfigurationError, match=r"isolation_level=.*leave it out"):
+        SqlStore(database_url, engine_options=options)
 
 
 def test_password_of_a_url_gets_into_no_payload(tmp_path: Path) -> None:

@@ -310,12 +310,21 @@ def test_extra_field_may_be_any_column(database_url: str, column: Column[Any]) -
 
 
 @pytest.mark.parametrize(
-    "column", ["name", Column("ID", Integer), Column(Integer), Column("x")]
+    "fields",
+    [
+        {"name": GET.size},
+        {Column("ID", Integer): GET.size},
+        {Column(Integer): GET.size},
+        {Column("x"): GET.size},
+        {Column("x", Integer): "size"},
+        {Column("x", Integer): GET.size, Column("x", Integer): GET.length},
+        [Column("x", Integer)],
+    ],
 )
-def test_extra_field_that_cannot_be_one_is_refused(column: Any) -> None:
+def test_extra_field_that_cannot_be_one_is_refused(fields: Any) -> None:
     """A ConfigurationError, before anything is made."""
     with pytest.raises(ConfigurationError, match="extra"):
-        SqlStore("sqlite://", extra_fields={column: GET.size})
+        SqlStore("sqlite://", extra_fields=fields)
 
 
 def test_old_table_is_used_as_it_is(database_url: str) -> None:

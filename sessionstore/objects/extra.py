@@ -26,7 +26,14 @@ class ExtraFields:
         self, fields: Mapping[Column[Any], Callable[[Any], object]] | None = None
     ) -> None:
         fields = dict(fields or {})
-        columns = [_own(column) for column in fields]
+        columns: list[Column[Any]] = []
+        for column, function in fields.items():
+            own = _own(column, function)
+            if any(own.name == other.name for other in columns):
+                raise ConfigurationError(
+                    f"two extra fields are named {own.name!r}; give each its own name"
+                )
+            columns.append(own)
         #: The columns, by the parameter of a statement that gives the value.  These
         #: are numbered, as the names of the columns are anybody's.
         self.columns = {f"extra_{n}": column for n, column in enumerate(columns)}
@@ -53,8 +60,12 @@ class ExtraFields:
         return values
 
 
-def _own(column: object) -> Column[Any]:
+def _own(column: object, function: object) -> Column[Any]:
     """Return a copy: a column belongs to one table, a mapping to many stores."""
+    if not callable(function):
+        raise ConfigurationError(
+            f"extra_fields maps columns to functions, and {function!r} is none"
+        )
     if not isinstance(column, Column) or not column.name:
         raise ConfigurationError(
             f"extra_fields maps columns to functions, and {column!r} is no "
