@@ -19,6 +19,7 @@ from sqlalchemy import (
     Table,
     create_engine,
     event,
+    insert,
     select,
     text,
 )
@@ -538,6 +539,14 @@ def test_what_cannot_be_an_id_is_not_found(store: SqlStore, id_: object) -> None
     assert id_ not in store
     with pytest.raises(NotFoundError, match="64 bits"):
         store.load(id_)
+
+
+def test_largest_id_that_there_can_be_leaves_none_to_give(store: SqlStore) -> None:
+    """G8: another program may have given it; a driver's OverflowError tells nothing."""
+    with store.transaction() as connection:
+        connection.execute(insert(store._tables).values(id=2**63 - 1))
+    with pytest.raises(StoreError, match="give the store an idfactory"):
+        store.save(Task())
 
 
 @pytest.mark.backends("mariadb")

@@ -6,9 +6,10 @@ from collections import deque
 
 from sessionstore.database.access import Database
 from sessionstore.database.kept import KeptConnection
-from sessionstore.errors import SchemaError
+from sessionstore.errors import SchemaError, StoreError
 from sessionstore.ids import Allocator
 from sessionstore.objects.schema import Schema
+from sessionstore.row_ids import fits
 
 __all__ = ["IdCounter"]
 
@@ -69,6 +70,11 @@ class IdCounter:
         while True:
             seen, largest = self._next(kept)
             first = max(seen, (largest or 0) + 1)
+            if not fits(first + n):
+                raise StoreError(
+                    f"there are no {n} IDs left above {first - 1}, the largest in "
+                    f"{self._schema.name!r}; give the store an idfactory"
+                )
             taken = {"seen": seen, "following": first + n}
             if kept.change(self._schema.take_ids, taken) == 1:
                 return range(first, first + n)
