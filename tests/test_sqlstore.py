@@ -360,6 +360,22 @@ def test_table_that_lacks_a_column_is_named(database_url: str) -> None:
         SqlStore(database_url).save(Task())
 
 
+@pytest.mark.backends("postgresql")
+def test_table_that_would_keep_objects_as_text_is_refused(database_url: str) -> None:
+    """G8: PostgreSQL takes bytes for it, and what is read back is no object."""
+    engine = create_engine(database_url)
+    with engine.begin() as connection:
+        connection.execute(
+            text("CREATE TABLE store (id INTEGER PRIMARY KEY, data TEXT, state TEXT)")
+        )
+    engine.dispose()
+    for url in (database_url, database_url.replace("psycopg", "psycopg2")):
+        with pytest.raises(
+            SchemaError, match=r"'data' of the table 'store' is no BYTEA"
+        ):
+            SqlStore(url).save(Task())
+
+
 def test_nothing_is_created_unless_asked(database_url: str) -> None:
     """create=False makes neither table nor file."""
     store = SqlStore(database_url, create=False)

@@ -336,7 +336,7 @@ class Schema:
         The table itself ``may_lack`` when it is about to be made.
         """
         try:
-            connection.execute(select(self.objects).limit(0)).close()
+            self._look_at_columns(connection)
         except SQLAlchemyError:
             connection.rollback()
             inspector = inspect(connection)
@@ -354,7 +354,19 @@ class Schema:
                         f"({column.type}); add it, or choose another table name"
                     ) from None
             # All is there after all: another process has made it meanwhile.
-            connection.execute(select(self.objects).limit(0)).close()
+            self._look_at_columns(connection)
+
+    def _look_at_columns(self, connection: Connection) -> None:
+        rows: Any = connection.execute(select(self.objects).limit(0))
+        dbapi: Any = connection.dialect.dbapi
+        kind = rows.cursor.description[1][1]
+        rows.close()
+        # The one server that would take bytes into a text, as digits, without a word.
+        if connection.dialect.name == "postgresql" and kind != dbapi.BINARY:
+            raise SchemaError(
+                f"the column 'data' of the table {self.name!r} is no BYTEA, and cannot "
+                "hold objects; change its type, or choose another table name"
+            )
 
     def has_ids(self, connection: Connection) -> bool:
         """Say whether IDs can be given out by the database."""
