@@ -7,6 +7,7 @@ import gc
 import os
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import psutil
@@ -14,6 +15,7 @@ import pymysql
 import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import StaticPool
 
 from sessionstore import (
     ConflictError,
@@ -270,6 +272,21 @@ def test_threads_share_a_session(database_url) -> None:
         thread.join()
     assert not errors
     assert session.counts() == {State.SUBMITTED: 60}
+
+
+def test_threads_that_share_a_connection_take_turns(database_url: str) -> None:
+    """G1: or one thread's rollback would take back what another has saved."""
+    store = SqlStore(database_url, engine_options={"poolclass": StaticPool})
+    store.list()
+    thread = threading.Thread(target=lambda: store.save(Task("other")))
+    with suppress(ZeroDivisionError), store.transaction():
+        store.save(Task("mine"))
+        thread.start()
+        thread.join(0.1)
+        raise ZeroDivisionError
+    thread.join()
+    assert [task.jobname for task in store.iter_objects()] == ["other"]
+    store.close()
 
 
 def test_watched_engine_does_the_same(database_url: str) -> None:

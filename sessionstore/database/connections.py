@@ -124,9 +124,10 @@ class Connections:
         self._kept: dict[int, KeptConnection] = {}
         self._opened: dict[int, weakref.ref[KeptConnection]] = {}
         self._thread = _ThreadState()
-        # All threads share an in-memory database's only connection, so one of them
-        # at a time may use it.
-        self._turn = threading.RLock() if self.is_in_memory else None
+        # Where all threads share one connection, as an in-memory database's, one of
+        # them at a time may use it.
+        is_shared = isinstance(self.engine.pool, StaticPool)
+        self._turn = threading.RLock() if is_shared else None
 
     def _before_connect(
         self, dialect: Any, record: Any, arguments: list[Any], keywords: dict[str, Any]
