@@ -20,7 +20,8 @@ def protect(engine: Engine) -> Engine:
     stays the parent's: using it in the child raises ForkError.  For SQLite the
     child can go on only if no connection was checked out at the fork, else every
     use of that database in it raises ForkError; so it is for any in-memory one.
-    Protecting an engine twice is the same as once.
+    Protecting an engine twice is the same as once, and one that has connections
+    already is protected with them.
 
     >>> from sqlalchemy import create_engine
     >>> from sessionstore import protect

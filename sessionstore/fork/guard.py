@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event
 from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.pool import NullPool, SingletonThreadPool
+from sqlalchemy.pool.base import _ConnectionRecord
 
 from sessionstore.errors import ForkError
 from sessionstore.fork.hooks import gate, watchers
@@ -68,7 +70,23 @@ class Guard:
             event.listen(engine, "checkout", self._on_checkout)
             event.listen(engine, "checkin", self._on_checkin)
             event.listen(engine, "handle_error", _show_fork_error)
+            self._take_in_opened(engine)
         watchers.add(self)
+
+    def _take_in_opened(self, engine: Engine) -> None:
+        """Watch the connections that were opened before there was a guard."""
+        arguments, keywords = engine.dialect.create_connect_args(engine.url)
+        # Pools have no list of those that are checked out.
+        for record in gc.get_objects():
+            if type(record) is not _ConnectionRecord:
+                continue
+            connection = record.dbapi_connection
+            pool = record._ConnectionRecord__pool  # type: ignore[attr-defined]
+            if pool is engine.pool and connection is not None:
+                self._note_file(arguments, keywords)
+                self._on_connect(connection, record)
+                if record.in_use:
+                    gate.hold(id(connection))
 
     def check(self) -> None:
         """Raise ForkError if this process must not use the engine any more."""
@@ -89,8 +107,7 @@ class Guard:
         self, dialect: Any, record: Any, arguments: list[Any], keywords: dict[str, Any]
     ) -> Any:
         with gate.inside():
-            if self.is_sqlite and not self._in_memory and not keywords.get("uri"):
-                self._file = str(arguments[0])
+            self._note_file(arguments, keywords)
             self.check()
             self._connecting = True
             self._opening[threading.get_ident()] = weakref.ref(record)
@@ -101,6 +118,10 @@ class Guard:
                 self._connecting = False
                 del self._opening[threading.get_ident()]
                 raise
+
+    def _note_file(self, arguments: Sequence[Any], keywords: Mapping[str, Any]) -> None:
+        if self.is_sqlite and not self._in_memory and not keywords.get("uri"):
+            self._file = str(arguments[0])
 
     def _on_connect(self, connection: Any, record: Any) -> None:
         self._connected = True

@@ -10,9 +10,10 @@ import threading
 from contextlib import suppress
 from functools import partial
 
-from sqlalchemy import text
+import pytest
+from sqlalchemy import create_engine, text
 
-from sessionstore import ForkError, SessionStore, SqlStore, State, Task
+from sessionstore import ForkError, SessionStore, SqlStore, State, Task, protect
 
 
 def write(store: SqlStore, number: int) -> None:
@@ -141,6 +142,44 @@ def test_callers_statement_is_refused_after_a_fork_from_c(
 
     start_forked(parent).wait()
     assert len(store) == 2
+
+
+def test_engine_that_is_in_use_already_can_be_protected(
+    database_url, run_forked
+) -> None:
+    """G4: connections that were opened before are watched as later ones are."""
+    engine = create_engine(database_url)
+    idle, busy = engine.connect(), engine.connect()
+    busy.execute(text("CREATE TABLE t (a INTEGER)"))
+    busy.execute(text("INSERT INTO t VALUES (1)"))
+    idle.close()
+    protect(engine)
+
+    def child() -> None:
+        with pytest.raises(ForkError):
+            busy.execute(text("INSERT INTO t VALUES (2)"))
+
+    run_forked(child)
+    busy.commit()
+    assert busy.execute(text("SELECT a FROM t")).all() == [(1,)]
+    busy.close()
+    engine.dispose()
+
+
+def test_in_memory_database_that_is_open_already_can_be_protected(run_forked) -> None:
+    """G4: the child would go on with a copy that nobody else sees."""
+    engine = create_engine("sqlite://")
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE t (a INTEGER)"))
+    protect(engine)
+
+    def child() -> None:
+        with pytest.raises(ForkError):
+            engine.connect()
+
+    run_forked(child)
+    with engine.begin() as connection:
+        connection.execute(text("INSERT INTO t VALUES (1)"))
 
 
 def test_objects_of_an_inherited_transaction_are_not_trusted(
