@@ -54,8 +54,8 @@ class SqlStore(Store):
     found under either name, and saved under the new one); ``synchronous`` (SQLite:
     OFF, NORMAL, FULL or EXTRA); ``busy_timeout`` (seconds to wait for other writers,
     and, with five more, for a network that has gone silent); ``engine_options`` (for
-    ``sqlalchemy.create_engine``).  Those of ``FilesystemStore`` are ignored, and any
-    other is too, with a warning.
+    ``sqlalchemy.create_engine``, but no ``isolation_level``).  Those of
+    ``FilesystemStore`` are ignored, and any other is too, with a warning.
 
     The constructor touches no database.  A store may be used by any number of
     threads, and goes on working on both sides of a fork.
