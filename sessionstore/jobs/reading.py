@@ -132,7 +132,7 @@ def _stored(index: Index, kept: KeptConnection, key: int) -> dict[int, Any]:
     decoded = index.objects.decode([key], fetch([key]), fetch, live=lambda _: None)
     try:
         decoded.only(key)
-    except DecodeError:
+    except LoadError:
         log.warning("what is inside object %s, which cannot be read, is not known", key)
         return {}
     return decoded.objects
