@@ -26,6 +26,7 @@ from sessionstore import (
     StoreUnavailableError,
     Task,
 )
+from sessionstore.database import scopes
 
 COUNT = {
     "postgresql": (
@@ -358,6 +359,45 @@ def test_transaction_takes_in_the_coroutines_that_are_run_in_it(
         asyncio.run(add())
         assert len(session) == 1
     assert len(session) == 1
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        (scopes.Scope, "__init__"),
+        (scopes.Scopes, "add"),
+        (scopes.Transaction, "_end"),
+        (scopes.Transaction, "_commit"),
+        (scopes.Transaction, "_roll_back"),
+    ],
+)
+def test_no_transaction_is_left_open_whatever_a_signals_handler_interrupts(
+    session: SessionStore,
+    other: SessionStore,
+    monkeypatch: pytest.MonkeyPatch,
+    owner: Any,
+    name: str,
+) -> None:
+    """G3: as when Ctrl-C comes; others do not wait, and nothing is half done."""
+    id_ = session.add(Task())
+    run = getattr(owner, name)
+
+    def interrupted(*arguments: Any) -> None:
+        monkeypatch.setattr(owner, name, run)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(owner, name, interrupted)
+    with pytest.raises(KeyboardInterrupt), session.transaction():
+        session.transition(id_, State.SUBMITTED)
+        if name != "_commit":
+            raise KeyboardInterrupt
+    assert other.transition(id_, State.UNKNOWN).from_state is State.NEW
+    session.transition(id_, State.SUBMITTED)
+    assert [str(entry.to_state) for entry in other.history(id_)] == [
+        "NEW",
+        "UNKNOWN",
+        "SUBMITTED",
+    ]
 
 
 @pytest.mark.backends("mariadb")

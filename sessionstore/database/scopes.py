@@ -48,6 +48,7 @@ class Scope:
         #: The asyncio task that began it, None in other code.
         self.coroutine = _coroutine()
         self.is_ending = False
+        self.has_ended = False
         self.doomed_by: BaseException | None = None
         self.undo: list[Callable[[], None]] = []
         self.before_commit: list[Callable[[Scope], None]] = []
@@ -174,13 +175,18 @@ class Transaction:
         scope = self._scopes.current
         if scope is None:
             self._connections.enter()
+            kept = None
             try:
-                scope = Scope(self._begin())
+                kept = self._begin()
+                scope = Scope(kept)
+                self._scopes.add(scope)
+                self._is_outermost = True
             except BaseException:
+                if kept is not None:  # a signal's handler has raised after BEGIN
+                    kept.is_busy = False
+                    self._abandon(kept)
                 self._connections.leave()
                 raise
-            self._is_outermost = True
-            self._scopes.add(scope)
         self._scope = scope
         return scope
 
@@ -204,6 +210,8 @@ class Transaction:
             self._scopes.remove(scope)
             if scope.pid == os.getpid():
                 scope.kept.is_busy = False
+                if not scope.has_ended:  # a signal's handler has raised before it did
+                    self._roll_back(scope)
                 self._connections.leave()
         if error is None:
             for callback in scope.after_commit:
@@ -253,6 +261,7 @@ class Transaction:
             ) from scope.doomed_by
         try:
             self._commit(scope)
+            scope.has_ended = True
         except BaseException:
             self._roll_back(scope)
             raise
@@ -327,7 +336,14 @@ class Transaction:
 
     def _roll_back(self, scope: Scope) -> None:
         scope.is_ending = True
-        kept = scope.kept
+        try:
+            self._abandon(scope.kept)
+        finally:
+            scope.restore()
+            scope.has_ended = True
+
+    def _abandon(self, kept: KeptConnection) -> None:
+        """Roll back what a connection has begun."""
         try:
             if kept.is_usable:
                 kept.roll_back()
@@ -337,5 +353,3 @@ class Transaction:
             log.debug("rolling back failed; the connection goes", exc_info=True)
             kept.invalidate()
             self._connections.discard(kept)
-        finally:
-            scope.restore()
