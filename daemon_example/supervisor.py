@@ -103,7 +103,7 @@ class Supervisor:
             elif number != signal.SIGCHLD and not self._pool.is_stopping:
                 grace = self._settings.grace
                 notify(STOPPING=1, EXTEND_TIMEOUT_USEC=int((grace + 30) * 1e6))
-                log.info("stopping; %d tasks run", self._pool.running)
+                log.info("stopping; tasks that run: %d", self._pool.running)
                 self._pool.stop(grace)
 
     def _reload(self, reload: Callable[[], Settings]) -> None:

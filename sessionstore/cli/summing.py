@@ -133,7 +133,7 @@ def _plot(output: Output, figures: Figures) -> None:
     )
     output.console.print(
         Text(
-            f" {ended} tasks ended in {duration(seconds)}, "
+            f" tasks that ended in {duration(seconds)}: {ended}, "
             f"{ended / seconds * size:.3g} per {unit}; "
             f"each column is {duration(span.part / timedelta(seconds=1))}"
         )

@@ -63,6 +63,8 @@ CARELESS = {
     "postgresql": (
         "ALTER SYSTEM SET synchronous_commit = off",
         "ALTER SYSTEM SET wal_writer_delay = '10s'",
+        # By default 1 MB is enough to wake that writer.
+        "ALTER SYSTEM SET wal_writer_flush_after = '1GB'",
         "SELECT pg_reload_conf()",
     ),
     "mariadb": (

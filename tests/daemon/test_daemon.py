@@ -54,7 +54,7 @@ def test_submitted_command_runs_to_its_end(cli: Cli) -> None:
     assert "4 TERMINATED" in cli("status")
     pid = cli.pid()
     cli("stop")
-    assert not psutil.pid_exists(pid)
+    assert has_ended(pid)
     assert "no daemon" in cli("stop")
     cli("status", status=1)
 

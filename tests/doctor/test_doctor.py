@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -112,7 +113,8 @@ def test_host_whose_clock_is_wrong(
         "sessionstore.doctor.server.time",
         SimpleNamespace(time=lambda: time.time() + 60),
     )
-    assert "60.0 s" in only_wrong(session.store).what
+    # On a busy machine some time goes by between the two clocks.
+    assert re.search(r"\b6[0-5]\.\d s", only_wrong(session.store).what)
 
 
 @pytest.mark.backends("mariadb")
