@@ -446,6 +446,8 @@ def test_hostile_info_is_recorded(session: SessionStore) -> None:
     assert session.history(id_)[-1] == entry
     assert entry.info.startswith("a\\x00b\\udc80")
     assert len(entry.info) == 4000
+    why: Any = ValueError("no text")
+    assert session.transition(id_, State.UNKNOWN, info=why).info == "no text"
 
 
 def test_session_crosses_pickling(session: SessionStore) -> None:

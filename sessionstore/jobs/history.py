@@ -144,6 +144,7 @@ class History:
             "from_state": old,
             "to_state": str(new),
             "at": at,
-            "info": clean(info, MAX_INFO),
+            # An exception, for instance: nothing is refused for its info.
+            "info": clean(str(info), MAX_INFO),
             "returncode": returncode,
         }
