@@ -64,7 +64,7 @@ def save_graph(
 
     def first(kept: KeptConnection, encoded: Encoded) -> None:
         records = encoded.records
-        if listed:
+        if listed and encoded.unchanged:
             _take_in(index, kept, encoded.unchanged)
         if listed and len(records) == 1 and records[0].is_new:
             _add_one(index, kept, records[0])
