@@ -8,7 +8,7 @@ import select
 import time
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain, islice
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from sqlalchemy.engine import URL, Connection, Dialect
 from sqlalchemy.exc import DBAPIError, PendingRollbackError, SQLAlchemyError
@@ -73,11 +73,8 @@ class KeptConnection:
             rows: Sequence[tuple[Any, ...]] = cursor.fetchall()
             cursor.close()
             return rows
-        except self._errors as error:
-            raise self._failure(error) from error
-        except BaseException:
-            self._break_off()
-            raise
+        except BaseException as error:
+            self._give_up_call(error)
 
     def row(
         self, statement: Statement, parameters: Parameters = _NONE
@@ -88,11 +85,8 @@ class KeptConnection:
             row: tuple[Any, ...] | None = cursor.fetchone()
             cursor.close()
             return row
-        except self._errors as error:
-            raise self._failure(error) from error
-        except BaseException:
-            self._break_off()
-            raise
+        except BaseException as error:
+            self._give_up_call(error)
 
     def change(self, statement: Statement, parameters: Parameters = _NONE) -> int:
         """Run a statement that writes, and return how many rows it wrote."""
@@ -101,11 +95,8 @@ class KeptConnection:
             count: int = cursor.rowcount
             cursor.close()
             return count
-        except self._errors as error:
-            raise self._failure(error) from error
-        except BaseException:
-            self._break_off()
-            raise
+        except BaseException as error:
+            self._give_up_call(error)
 
     def change_many(
         self, statement: Statement, parameters: Iterable[Parameters]
@@ -128,11 +119,8 @@ class KeptConnection:
             cursor = self._cursor(statement)
             cursor.executemany(statement.text, map(statement.arranged, rows))
             cursor.close()
-        except self._errors as error:
-            raise self._failure(error) from error
-        except BaseException:
-            self._break_off()
-            raise
+        except BaseException as error:
+            self._give_up_call(error)
 
     def patiently(self, run: Callable[..., T], *arguments: object) -> T:
         """Run something, again while it is refused for want of a lock.
@@ -179,11 +167,8 @@ class KeptConnection:
             cursor = self.driver.cursor()
             self.patiently(cursor.execute, text)
             cursor.close()
-        except self._errors as error:
-            raise self._failure(error) from error
-        except BaseException:
-            self._break_off()
-            raise
+        except BaseException as error:
+            self._give_up_call(error)
 
     def commit(self, then: Sequence[str] = ()) -> None:
         """Commit the transaction that ``access`` began, and run what comes after.
@@ -261,11 +246,15 @@ class KeptConnection:
             self.invalidate()
         return failure(error, self._url, self._settings, lost=lost)
 
-    def _break_off(self) -> None:
+    def _give_up_call(self, error: BaseException) -> NoReturn:
+        """Raise what ended a call, of the driver's errors this package's own."""
+        if isinstance(error, self._errors):
+            raise self._failure(error) from error
         # A signal's handler has raised in the middle of a call, for instance.  What a
         # server has yet to say to it would be taken for the answer to the next one.
         if self._settings.concurrent_writers and self.pid == os.getpid():
             self.invalidate()
+        raise error
 
     def may_be_dead(self) -> bool:
         """Say whether the server seems to have closed the connection while idle."""
