@@ -130,9 +130,7 @@ def _stored(index: Index, kept: KeptConnection, key: int) -> dict[int, Any]:
         return index.fetch(kept, ids, {key})
 
     decoded = index.objects.decode([key], fetch([key]), fetch, live=lambda _: None)
-    try:
-        decoded.only(key)
-    except LoadError:
+    if key in decoded.errors:
         log.warning("what is inside object %s, which cannot be read, is not known", key)
         return {}
     return decoded.objects

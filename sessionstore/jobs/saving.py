@@ -195,7 +195,8 @@ class _GraphWriter:
             _recall(self._index, obj, job)
         elif obj._revision != job.revision:
             raise changed_meanwhile(record.id)
-        if move is not None or job.state != record.state:
+        is_moved = move is not None or job.state != record.state
+        if is_moved:
             check_transition(record.id, job.state, state_from(record.state, record.id))
         values: dict[str, Any] = {
             "name": _name_of(obj),
@@ -210,7 +211,7 @@ class _GraphWriter:
             self._last += 1
             values["position"] = self._last
         revision = self._index.jobs.change(self._kept, job, token, **values)
-        if move is not None or job.state != record.state:
+        if is_moved:
             info = move.info if move else ""
             self._enter(record, revision, job.state, job.now, info)
         else:
