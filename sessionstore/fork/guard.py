@@ -75,7 +75,6 @@ class Guard:
 
     def _take_in_opened(self, engine: Engine) -> None:
         """Watch the connections that were opened before there was a guard."""
-        arguments, keywords = engine.dialect.create_connect_args(engine.url)
         # Pools have no list of those that are checked out.
         for record in gc.get_objects():
             if type(record) is not _ConnectionRecord:
@@ -83,7 +82,7 @@ class Guard:
             connection = record.dbapi_connection
             pool = record._ConnectionRecord__pool  # type: ignore[attr-defined]
             if pool is engine.pool and connection is not None:
-                self._note_file(arguments, keywords)
+                self._note_file(*engine.dialect.create_connect_args(engine.url))
                 self._on_connect(connection, record)
                 if record.in_use:
                     gate.hold(id(connection))

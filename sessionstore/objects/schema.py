@@ -358,11 +358,14 @@ class Schema:
 
     def _look_at_columns(self, connection: Connection) -> None:
         rows: Any = connection.execute(select(self.objects).limit(0))
-        dbapi: Any = connection.dialect.dbapi
-        kind = rows.cursor.description[1][1]
-        rows.close()
+        dialect: Any = connection.dialect
         # The one server that would take bytes into a text, as digits, without a word.
-        if connection.dialect.name == "postgresql" and kind != dbapi.BINARY:
+        is_text = (
+            dialect.name == "postgresql"
+            and rows.cursor.description[1][1] != dialect.dbapi.BINARY
+        )
+        rows.close()
+        if is_text:
             raise SchemaError(
                 f"the column 'data' of the table {self.name!r} is no BYTEA, and cannot "
                 "hold objects; change its type, or choose another table name"
