@@ -106,9 +106,9 @@ class Lines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return a record as text."""
-        number = {logging.ERROR: 3, logging.WARNING: 4}.get(record.levelno, 6)
-        lines = super().format(record).split("\n")
-        return "\n".join(priority(number) + line for line in lines)
+        levels = {logging.ERROR: 3, logging.WARNING: 4}
+        prefix = priority(levels.get(record.levelno, 6))
+        return prefix + super().format(record).replace("\n", f"\n{prefix}")
 
 
 def log_to(handler: logging.Handler) -> None:
