@@ -16,8 +16,7 @@ from pathlib import Path
 import psutil
 
 from daemon_example.spool import new_task
-from sessionstore import Claim, SessionStore, State
-from tests.benchmarks.processes import in_fork
+from sessionstore import SessionStore, State
 from tests.benchmarks.raw import SESSION
 
 #: Seconds for what should take far less.
@@ -80,20 +79,6 @@ def growth_mib(daemon: psutil.Process, session: SessionStore, tasks: int) -> flo
         [size] = re.findall(r"VmHWM:\s+(\d+)", status)
         sizes.append(int(size) / 1024)
     return sizes[1] - sizes[0]
-
-
-def first_write_ms(session: SessionStore, claim: Claim) -> float:
-    """Return how long after a fork a worker has committed that its task runs."""
-    began_at = time.perf_counter()
-
-    def work() -> float:
-        claim.task.output = "somewhere"
-        with session.transaction():
-            claim.transition(State.SUBMITTED)
-            claim.transition(State.RUNNING)
-        return (time.perf_counter() - began_at) * 1e3
-
-    return in_fork(work)
 
 
 def _until(condition: Callable[[], object]) -> None:

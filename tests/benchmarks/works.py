@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sessionstore import SessionStore, SqlStore, State, Task, transfer
-from tests.benchmarks import daemon, processes
+from tests.benchmarks import daemon, processes, supervisor
 from tests.benchmarks.measure import Duel, Side
 from tests.benchmarks.places import Bench, Pair, sample
 
@@ -493,11 +493,7 @@ def claim_eight(bench: Bench) -> Duel:
     mariadb=15.0,
 )
 def worker_first_write(bench: Bench) -> Iterator[float]:
-    session = bench.session(bench.new_url())
-    while True:
-        session.add(sample(0))  # and dropped, so that the worker has to read it
-        [claim] = session.claim()
-        yield daemon.first_write_ms(session, claim)
+    return supervisor.first_writes_ms(bench.new_url())
 
 
 @_work(
