@@ -13,6 +13,7 @@ from operator import index
 from typing import Any
 from urllib.parse import unquote
 
+from sessionstore.checks import check_mapping, check_methods
 from sessionstore.errors import ConfigurationError, ConflictError
 from sessionstore.files import (
     Draft,
@@ -26,7 +27,6 @@ from sessionstore.objects.decoding import decode
 from sessionstore.objects.encoding import encode
 from sessionstore.objects.origin import Origin, assign_id
 from sessionstore.objects.serialization import Record, Row
-from sessionstore.options import check_mapping, check_methods
 from sessionstore.persistable import Persistable, mark
 from sessionstore.renaming import Renaming
 from sessionstore.row_ids import no_id, not_found

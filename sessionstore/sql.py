@@ -12,6 +12,7 @@ from sqlalchemy import Column, Table
 from sqlalchemy.engine import URL, Connection
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
+from sessionstore.checks import check_mapping, check_methods, check_timeout
 from sessionstore.database.access import Database
 from sessionstore.database.dialects import Options
 from sessionstore.database.location import located
@@ -21,7 +22,6 @@ from sessionstore.ids import IdSource, IntId
 from sessionstore.objects.extra import ExtraFields
 from sessionstore.objects.schema import Schema
 from sessionstore.objects.table import ObjectTable
-from sessionstore.options import check_mapping, check_methods, check_timeout
 from sessionstore.renaming import Renaming
 from sessionstore.row_ids import key_of
 from sessionstore.serializers import Serializer

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol, Self, get_args
 
+from sessionstore.checks import check_attempts, check_lease
 from sessionstore.database.clock import instant
 from sessionstore.database.kept import KeptConnection
 from sessionstore.errors import (
@@ -33,7 +34,6 @@ from sessionstore.jobs.saving import Move, save_graph
 from sessionstore.jobs.states import states_from
 from sessionstore.jobs.transitions import move_job, move_task, record
 from sessionstore.objects.serialization import state_of
-from sessionstore.options import check_attempts, check_lease
 from sessionstore.row_ids import fits
 from sessionstore.task import State
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+from sessionstore.checks import check_attempts
 from sessionstore.database.kept import KeptConnection
 from sessionstore.errors import (
     ConflictError,
@@ -20,7 +21,6 @@ from sessionstore.jobs.holder import Holder
 from sessionstore.jobs.index import Index
 from sessionstore.jobs.rows import FREE, Job, check_holder
 from sessionstore.jobs.transitions import record
-from sessionstore.options import check_attempts
 from sessionstore.task import State
 
 __all__ = ["Seen", "recover"]

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import psutil
 
+from sessionstore.checks import check_attempts, check_lease, check_whole
 from sessionstore.errors import (
     ConfigurationError,
     ConflictError,
@@ -20,7 +21,6 @@ from sessionstore.errors import (
     StoreError,
 )
 from sessionstore.jobs.claims import Claim
-from sessionstore.options import check_attempts, check_lease, check_whole
 from sessionstore.session import SessionStore
 from sessionstore.task import State
 from sessionstore.workers import recording

@@ -1,4 +1,4 @@
-"""Checks of what callers choose, so that a wrong value is refused where it is given."""
+"""Checks of arguments, so that a wrong one is refused by the call that gives it."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ __all__ = [
     "check_whole",
 ]
 
-#: Seconds; the end of a longer lease might have no date.
+#: Seconds.  The end of a longer lease might be later than any ``datetime``.
 LONGEST = 1e9
 
 
 def check_methods(name: str, value: object, *methods: str) -> None:
-    """Refuse an object that lacks any of these methods; None is for the default."""
+    """Refuse an object that lacks one of these methods; None is for the default."""
     missing = [m for m in methods if not callable(getattr(value, m, None))]
     if value is not None and missing:
         # Not the value itself, which may be a key.
@@ -31,7 +31,7 @@ def check_methods(name: str, value: object, *methods: str) -> None:
 
 
 def check_mapping(name: str, value: object) -> None:
-    """Refuse what maps nothing to anything; None is for the default."""
+    """Refuse what is no mapping; None is for the default."""
     if value is not None and not isinstance(value, Mapping):
         raise ConfigurationError(
             f"{name} must be a mapping; the type {type(value).__name__} is none"
@@ -39,7 +39,7 @@ def check_mapping(name: str, value: object) -> None:
 
 
 def check_whole(name: str, value: object, least: int) -> None:
-    """Refuse what is no whole number, or is too small."""
+    """Refuse anything but a whole number from ``least`` up."""
     if not isinstance(value, int) or value < least:
         raise ConfigurationError(
             f"{name}={value!r} must be a whole number from {least} up"
@@ -47,13 +47,13 @@ def check_whole(name: str, value: object, least: int) -> None:
 
 
 def check_attempts(max_attempts: int | None) -> None:
-    """Refuse a number that would end every task untried."""
+    """Refuse a limit that would end every task untried."""
     if max_attempts is not None:
         check_whole("max_attempts", max_attempts, 1)
 
 
 def check_lease(seconds: float) -> None:
-    """Refuse a lease that is none, or has no end."""
+    """Refuse anything but a positive number of seconds that has an end."""
     if not isinstance(seconds, int | float) or not 0 < seconds <= LONGEST:
         raise ConfigurationError(
             f"lease={seconds!r} must be a number of seconds above 0, up to {LONGEST:g}"
@@ -61,7 +61,7 @@ def check_lease(seconds: float) -> None:
 
 
 def check_timeout(name: str, seconds: float) -> None:
-    """Refuse what is no time to wait."""
+    """Refuse anything but a number of seconds from 0 up."""
     if not isinstance(seconds, int | float) or not seconds >= 0:
         raise ConfigurationError(
             f"{name}={seconds!r} must be a number of seconds from 0 up"
