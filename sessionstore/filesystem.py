@@ -26,7 +26,7 @@ from sessionstore.ids import IdFactory, IdSource
 from sessionstore.objects.decoding import decode
 from sessionstore.objects.encoding import encode
 from sessionstore.objects.origin import Origin, assign_id
-from sessionstore.objects.serialization import Record, Row
+from sessionstore.objects.records import Record, Row
 from sessionstore.persistable import Persistable, mark
 from sessionstore.renaming import Renaming
 from sessionstore.row_ids import no_id, not_found

@@ -14,7 +14,7 @@ from sqlalchemy import make_url, text
 from sessionstore import Persistable, SqlStore, StoreUnavailableError
 from sessionstore.database.silence import CONNECT, MARGIN, connect_options
 from sessionstore.fork.inherited import descriptor_of
-from sessionstore.transfer.reading import reading
+from sessionstore.transfer.store_reader import reading
 from tests import servers
 
 BUSY = 1

@@ -13,10 +13,10 @@ from typing import Annotated
 
 import typer
 
+from sessionstore.cli.cells import cells_of
 from sessionstore.cli.common import Common, UsageError
 from sessionstore.cli.options import Holder, Name, Since, States, Until, filter_of
 from sessionstore.cli.output import Output, complain, visible
-from sessionstore.cli.rows import cells_of
 from sessionstore.database.failures import TransactionAbortedError
 from sessionstore.errors import ConflictError, NotFoundError, TransitionError
 from sessionstore.jobs.listing import Listing

@@ -13,10 +13,10 @@ import typer
 from rich.console import Group
 from rich.text import Text
 
+from sessionstore.cli.cells import cells_of
 from sessionstore.cli.common import Common
 from sessionstore.cli.options import Name, States, moment, states_of
 from sessionstore.cli.output import STYLES, Output, Row, visible
-from sessionstore.cli.rows import cells_of
 from sessionstore.jobs.history import Transition
 from sessionstore.jobs.listing import Listing
 from sessionstore.jobs.pages import Filter

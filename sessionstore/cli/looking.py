@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from sessionstore.cli.cells import COLUMNS, cells_of
 from sessionstore.cli.common import Common
 from sessionstore.cli.options import (
     Holder,
@@ -17,7 +18,6 @@ from sessionstore.cli.options import (
     filter_of,
     words_among,
 )
-from sessionstore.cli.rows import COLUMNS, cells_of
 from sessionstore.jobs.listing import PAGE, SessionSummary
 from sessionstore.jobs.pages import SORTS
 from sessionstore.task import State

@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
+from sessionstore.cli.cells import cells_of
 from sessionstore.cli.changing import DryRun, Yes, agreed
 from sessionstore.cli.common import Common
 from sessionstore.cli.options import moment
-from sessionstore.cli.rows import cells_of
 from sessionstore.errors import NotFoundError
 from sessionstore.jobs.listing import Listing
 from sessionstore.jobs.pages import Filter, JobRow

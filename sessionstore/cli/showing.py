@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
+from sessionstore.cli.cells import cells_of
 from sessionstore.cli.common import Common
-from sessionstore.cli.rows import cells_of
 from sessionstore.errors import DecodeError
 from sessionstore.jobs.history import Transition
 from sessionstore.jobs.listing import Listing

@@ -12,7 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sessionstore.doctor import files, holders, ids, payloads, rows, server, tables
+from sessionstore.doctor import (
+    files,
+    holders,
+    ids,
+    mismatches,
+    payloads,
+    server,
+    tables,
+)
 from sessionstore.doctor.finding import Finding, Level, Patient
 from sessionstore.doctor.look import looking
 from sessionstore.doctor.payloads import unreadable
@@ -33,7 +41,7 @@ __all__ = [
 
 _ALWAYS = (server.check, files.check, tables.check)
 #: Those that can be made only where the tables fit.
-_OF_WHAT_IS_KEPT = (ids.check, rows.check, holders.check, payloads.check)
+_OF_WHAT_IS_KEPT = (ids.check, mismatches.check, holders.check, payloads.check)
 
 
 def examine(store: SqlStore) -> Iterator[Finding]:

@@ -33,7 +33,7 @@ from sessionstore.jobs.rows import FREE, Job, Request, check_holder
 from sessionstore.jobs.saving import Move, save_graph
 from sessionstore.jobs.states import states_from
 from sessionstore.jobs.transitions import move_job, move_task, record
-from sessionstore.objects.serialization import state_of
+from sessionstore.objects.records import state_of
 from sessionstore.row_ids import fits
 from sessionstore.task import State
 

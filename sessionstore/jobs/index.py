@@ -25,7 +25,7 @@ from sessionstore.jobs.rows import (
     last_position,
     locked_session,
 )
-from sessionstore.objects.serialization import Row
+from sessionstore.objects.records import Row
 from sessionstore.objects.table import ObjectTable
 
 __all__ = ["Index"]

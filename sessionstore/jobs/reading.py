@@ -13,7 +13,7 @@ from sessionstore.errors import DecodeError, LoadError, NotFoundError
 from sessionstore.jobs.index import Index
 from sessionstore.objects.decoding import fill
 from sessionstore.objects.identity_map import IdentityMap, set_unmarked
-from sessionstore.objects.serialization import Row
+from sessionstore.objects.records import Row
 from sessionstore.persistable import Persistable, is_persistable, mark
 
 __all__ = ["each", "load", "refresh", "stored_parts", "stored_workflow", "workflow"]

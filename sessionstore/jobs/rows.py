@@ -28,8 +28,8 @@ from sessionstore.database.statements import ByIds, Statement, among
 from sessionstore.errors import ConflictError, LeaseLostError
 from sessionstore.jobs.changes import Changes
 from sessionstore.jobs.witnesses import Witnesses
+from sessionstore.objects.records import Row
 from sessionstore.objects.schema import Schema
-from sessionstore.objects.serialization import Row
 from sessionstore.row_ids import fits
 from sessionstore.task import State
 

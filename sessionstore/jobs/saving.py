@@ -12,8 +12,8 @@ from sessionstore.jobs.index import Index
 from sessionstore.jobs.rows import Job, changed_meanwhile, check_holder
 from sessionstore.jobs.states import check_transition, state_from, states_from
 from sessionstore.objects.encoding import Encoded
+from sessionstore.objects.records import Record
 from sessionstore.objects.schema import MAX_NAME
-from sessionstore.objects.serialization import Record
 from sessionstore.persistable import Persistable, note
 from sessionstore.row_ids import fits
 from sessionstore.task import State

@@ -10,7 +10,7 @@ from typing import Any
 
 from sessionstore import renaming
 from sessionstore.errors import DecodeError
-from sessionstore.objects.serialization import Decoded, Row, path_of
+from sessionstore.objects.records import Decoded, Row, path_of
 from sessionstore.persistable import is_persistable
 from sessionstore.renaming import Renaming
 from sessionstore.row_ids import not_found

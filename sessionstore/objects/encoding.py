@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from sessionstore.errors import EncodeError
-from sessionstore.objects.serialization import Record, path_of, state_of
+from sessionstore.objects.records import Record, path_of, state_of
 from sessionstore.persistable import Persistable
 from sessionstore.refusal import thread
 from sessionstore.serializers import Serializer

@@ -16,7 +16,7 @@ from typing import Any
 from sessionstore.database.access import Database
 from sessionstore.database.scopes import Scope
 from sessionstore.objects.origin import Origin, assign_id
-from sessionstore.objects.serialization import Record
+from sessionstore.objects.records import Record
 from sessionstore.persistable import Persistable, mark, note
 
 __all__ = ["IdentityMap", "set_unmarked"]

@@ -28,8 +28,8 @@ from sessionstore.objects.counter import IdCounter
 from sessionstore.objects.decoding import decode
 from sessionstore.objects.encoding import Encoded, encode
 from sessionstore.objects.identity_map import IdentityMap
+from sessionstore.objects.records import Decoded, Record, Row
 from sessionstore.objects.schema import CURRENT_VERSION, Schema
-from sessionstore.objects.serialization import Decoded, Record, Row
 from sessionstore.renaming import Renaming
 from sessionstore.row_ids import fits, not_found
 from sessionstore.serializers import PickleSerializer, Serializer

@@ -3,7 +3,7 @@
 All that the session's tasks refer to comes along.  An object keeps its number where no
 other object has it: "ShellApp.123" becomes 123.  Otherwise it gets a new one, and where
 another object refers to it the new number is written into that one's pickle; see
-``pickles``.  Nothing is imported or run, so GC3Pie need not be installed until the
+``sketches``.  Nothing is imported or run, so GC3Pie need not be installed until the
 objects are loaded.
 
 State, name and return code are read from the pickles where the table has no state.  A
@@ -41,8 +41,8 @@ from sessionstore.transfer.items import (
     SessionItem,
     in_batches,
 )
-from sessionstore.transfer.pickles import Sketch, attributes_of, sketched
-from sessionstore.transfer.writing import StoreWriter
+from sessionstore.transfer.sketches import Sketch, attributes_of, sketched
+from sessionstore.transfer.store_writer import StoreWriter
 
 __all__ = ["Adoption", "import_gc3pie"]
 

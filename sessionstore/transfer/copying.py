@@ -16,8 +16,8 @@ from sessionstore.jobs.opening import check_name, sql_store
 from sessionstore.sql import SqlStore
 from sessionstore.transfer.archive import ArchiveReader, write_archive
 from sessionstore.transfer.items import Source, encoded
-from sessionstore.transfer.reading import reading
-from sessionstore.transfer.writing import StoreWriter
+from sessionstore.transfer.store_reader import reading
+from sessionstore.transfer.store_writer import StoreWriter
 from sessionstore.url import Url
 
 __all__ = [

@@ -23,8 +23,8 @@ from sessionstore.errors import ConfigurationError
 from sessionstore.row_ids import fits
 from sessionstore.sql import SqlStore
 from sessionstore.transfer.items import Columns
-from sessionstore.transfer.pickles import Made, sketched
-from sessionstore.transfer.reading import StoreReader, reading
+from sessionstore.transfer.sketches import Made, sketched
+from sessionstore.transfer.store_reader import StoreReader, reading
 from sessionstore.url import Url
 
 __all__ = ["Directory", "Objects", "Stored", "id_in", "opened_objects"]

@@ -18,8 +18,8 @@ import typer.main
 from daemon_example import settings
 from daemon_example.__main__ import LIBRARYS, parser
 from sessionstore import SessionStore, State, Task
+from sessionstore.cli.cells import COLUMNS
 from sessionstore.cli.commands import app
-from sessionstore.cli.rows import COLUMNS
 from tests.docs.test_pages import PAGES
 
 LIBRARY, DAEMON = (

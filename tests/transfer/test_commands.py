@@ -143,9 +143,9 @@ def test_what_takes_long_shows_how_far_it_is(source_url: str, target_url: str) -
 _PATIENT = """
 import sys
 from sessionstore.cli import progress, running
-from sessionstore.transfer import reading
+from sessionstore.transfer import store_reader
 progress.PATIENCE = float(sys.argv[1])
-reading.BATCH_OBJECTS = 5
+store_reader.BATCH_OBJECTS = 5
 sys.exit(running.run(sys.argv[2:]))
 """
 

@@ -44,7 +44,7 @@ from sessionstore.errors import DecodeError
 from sessionstore.get import GetItem
 from sessionstore.ids import IdFactory
 from sessionstore.serializers import PickleSerializer
-from sessionstore.transfer import copy, export, import_archive, reading
+from sessionstore.transfer import copy, export, import_archive, store_reader
 from tests.conftest import BACKENDS
 from tests.transfer import scene
 
@@ -195,7 +195,7 @@ def test_source_is_read_as_it_was_at_one_moment(
     database_url: str, target_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What others write to the source meanwhile is not seen."""
-    monkeypatch.setattr(reading, "BATCH_OBJECTS", 2)
+    monkeypatch.setattr(store_reader, "BATCH_OBJECTS", 2)
     session = SessionStore(database_url, "one")
     ids = session.add_many([Task(f"{n}") for n in range(6)])
 
@@ -294,7 +294,7 @@ def test_other_object_with_the_same_id_is_a_conflict_before_anything_is_written(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The last of the source's objects is found taken before the first is written."""
-    monkeypatch.setattr(reading, "BATCH_OBJECTS", 2)
+    monkeypatch.setattr(store_reader, "BATCH_OBJECTS", 2)
     last = SessionStore(source_url, "one").add_many([Task(f"{n}") for n in range(5)])[
         -1
     ]
@@ -393,9 +393,9 @@ def test_large_objects_are_read_a_few_at_a_time(
     source_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A batch is bounded in bytes, not in objects alone."""
-    monkeypatch.setattr(reading, "BATCH_BYTES", 1000)
+    monkeypatch.setattr(store_reader, "BATCH_BYTES", 1000)
     store = SqlStore(source_url)
     store.save_many([Task("a", log="x" * size) for size in (10, 400, 2000, 3000, 10)])
-    with reading.reading(store) as reader:
+    with store_reader.reading(store) as reader:
         batches = [*reader.batches()]
     assert [len(batch) for batch in batches] == [2, 1, 1, 1]

@@ -16,7 +16,7 @@ import pytest
 
 from sessionstore import ConflictError, SessionStore, SqlStore, State, Task
 from sessionstore.testing import Child
-from sessionstore.transfer import copy, export, import_archive, items, reading
+from sessionstore.transfer import copy, export, import_archive, items, store_reader
 from tests.transfer import scene
 
 OBJECTS = 400
@@ -26,7 +26,7 @@ KILLS = 8
 @pytest.fixture
 def source(source_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """A session of some hundred tasks, of which 20 come in one batch."""
-    monkeypatch.setattr(reading, "BATCH_OBJECTS", 20)
+    monkeypatch.setattr(store_reader, "BATCH_OBJECTS", 20)
     monkeypatch.setattr(items, "BATCH_OBJECTS", 20)
     session = SessionStore(source_url, "one")
     for id_ in session.add_many([Task(f"{n}") for n in range(OBJECTS)]):

@@ -1,4 +1,4 @@
-"""Rows that belong together: objects, jobs, sessions and history."""
+"""Rows of objects, jobs, sessions and history that do not fit together."""
 
 from __future__ import annotations
 

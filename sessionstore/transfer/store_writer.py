@@ -40,7 +40,7 @@ from sessionstore.transfer.items import (
     SessionItem,
     encoded,
 )
-from sessionstore.transfer.reading import StoreReader, schema_with
+from sessionstore.transfer.store_reader import StoreReader, schema_with
 
 __all__ = ["StoreWriter"]
 

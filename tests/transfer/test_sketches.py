@@ -10,7 +10,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sessionstore.transfer.pickles import Made, attributes_of, sketched
+from sessionstore.transfer.sketches import Made, attributes_of, sketched
 
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
