@@ -29,7 +29,7 @@ from sessionstore.objects.origin import Origin, assign_id
 from sessionstore.objects.records import Record, Row
 from sessionstore.persistable import Persistable, mark
 from sessionstore.renaming import Renaming
-from sessionstore.row_ids import no_id, not_found
+from sessionstore.row_ids import invalid_id, not_found
 from sessionstore.serializers import PickleSerializer, Serializer
 from sessionstore.store import Store, register
 from sessionstore.url import Url
@@ -329,7 +329,7 @@ def _key_of(id_: object) -> int:
         # int() alone would take 7.5 for 7.
         return int(id_) if isinstance(id_, str) else index(id_)  # type: ignore[arg-type]
     except (TypeError, ValueError):
-        raise no_id(id_, "integers") from None
+        raise invalid_id(id_, "integers") from None
 
 
 register("file", FilesystemStore)

@@ -6,7 +6,7 @@ import threading
 
 from sessionstore.errors import EncodeError
 
-__all__ = ["refuse_in_payload", "thread"]
+__all__ = ["refuse_in_payload", "this_thread"]
 
 
 class _ThreadState(threading.local):
@@ -14,7 +14,7 @@ class _ThreadState(threading.local):
     is_encoding = False
 
 
-thread = _ThreadState()
+this_thread = _ThreadState()
 
 
 def refuse_in_payload(reason: str) -> None:
@@ -22,5 +22,5 @@ def refuse_in_payload(reason: str) -> None:
 
     For use in a ``__reduce__``, which other users of pickle call too.
     """
-    if thread.is_encoding:
+    if this_thread.is_encoding:
         raise EncodeError(reason)

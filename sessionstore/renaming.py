@@ -10,11 +10,11 @@ from typing import Any
 
 from sessionstore.errors import ConfigurationError
 
-__all__ = ["Renaming", "find", "now_at", "present"]
+__all__ = ["Renaming", "current", "current_name", "find"]
 
 #: That of the store which is reading.  Serializers may stand inside each other, and
 #: none of them would need to know of it but to hand it on.
-_present: ContextVar[Renaming | None] = ContextVar("renaming", default=None)
+_current: ContextVar[Renaming | None] = ContextVar("renaming", default=None)
 
 
 class Renaming:
@@ -51,21 +51,21 @@ class Renaming:
     @contextmanager
     def used(self) -> Iterator[None]:
         """Have what this thread loads in the block found under its new name."""
-        token = _present.set(self)
+        token = _current.set(self)
         try:
             yield
         finally:
-            _present.reset(token)
+            _current.reset(token)
 
 
-def present() -> Renaming | None:
-    """Return the renaming that is used now."""
-    return _present.get()
+def current() -> Renaming | None:
+    """Return the renaming that is in use now, None if none is."""
+    return _current.get()
 
 
-def now_at(module: str, name: str) -> tuple[str, str]:
+def current_name(module: str, name: str) -> tuple[str, str]:
     """Return the module and name that something is to be found by."""
-    renaming = _present.get()
+    renaming = _current.get()
     return (module, name) if renaming is None else renaming(module, name)
 
 
@@ -74,7 +74,7 @@ def find(module: str, name: str) -> Any:
 
     Raises what the import raises, and AttributeError.
     """
-    module, name = now_at(module, name)
+    module, name = current_name(module, name)
     found: Any = importlib.import_module(module)
     for part in name.split("."):
         found = getattr(found, part)

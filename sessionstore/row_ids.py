@@ -6,7 +6,7 @@ import operator
 
 from sessionstore.errors import NotFoundError
 
-__all__ = ["fits", "key_of", "no_id", "not_found"]
+__all__ = ["fits", "invalid_id", "key_of", "not_found"]
 
 
 def fits(number: int) -> bool:
@@ -21,11 +21,11 @@ def key_of(id_: object) -> int:
     except (TypeError, ValueError):
         key = None
     if key is None or not fits(key):
-        raise no_id(id_, "integers of 64 bits")
+        raise invalid_id(id_, "integers of 64 bits")
     return key
 
 
-def no_id(id_: object, kind: str) -> NotFoundError:
+def invalid_id(id_: object, kind: str) -> NotFoundError:
     """Return the error for what cannot be the ID of anything."""
     known = getattr(id_, "persistent_id", None)
     hint = f"IDs are {kind}"

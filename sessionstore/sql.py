@@ -15,7 +15,7 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 from sessionstore.checks import check_mapping, check_methods, check_timeout
 from sessionstore.database.access import Database
 from sessionstore.database.dialects import Options
-from sessionstore.database.location import located
+from sessionstore.database.location import database_and_table
 from sessionstore.errors import ConfigurationError, ForkError, NotFoundError
 from sessionstore.files import make_folder
 from sessionstore.ids import IdSource, IntId
@@ -101,7 +101,7 @@ class SqlStore(Store):
                 f"synchronous={synchronous!r} must be one of {', '.join(_SYNCHRONOUS)}"
             )
         check_timeout("busy_timeout", busy_timeout)
-        database_url, table_in_url = located(url)
+        database_url, table_in_url = database_and_table(url)
         # What pickling takes to make this store again in another process.
         self._recipe = {
             "url": database_url,

@@ -11,13 +11,13 @@ from sqlalchemy.exc import ArgumentError
 from sessionstore.errors import ConfigurationError
 from sessionstore.url import Url
 
-__all__ = ["located"]
+__all__ = ["database_and_table"]
 
 #: Options that drivers take a password by.
 _PASSWORD_OPTIONS = frozenset({"password", "passwd"})
 
 
-def located(url: object) -> tuple[URL, str | None]:
+def database_and_table(url: object) -> tuple[URL, str | None]:
     """Return a database's URL, and the name of the table that its ``#table=`` gives.
 
     Raises ConfigurationError for what is no such URL.

@@ -57,7 +57,9 @@ class Index:
         self.history = History(self.database, objects.schema)
         table = objects.schema.sessions
         schema = objects.schema
-        self._end = Statement(locked_session(schema, last_position(schema), Now()))
+        self._last_position = Statement(
+            locked_session(schema, last_position(schema), Now())
+        )
         self._create = Statement(
             insert(table).values(name=bindparam("name"), created_at=Now())
         )
@@ -133,10 +135,10 @@ class Index:
             f"the session {self.name!r} was destroyed; open it again to make a new one"
         )
 
-    def end(self, kept: KeptConnection) -> tuple[int, int]:
+    def last_position_and_time(self, kept: KeptConnection) -> tuple[int, int]:
         """Return the last job's position, and the database's time."""
         session = {"session": self.id, "session_name": self.name}
-        row = kept.row(self._end, session)
+        row = kept.row(self._last_position, session)
         if row is None:
             raise self._destroyed()
         last, now = row

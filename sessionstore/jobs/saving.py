@@ -167,7 +167,7 @@ class _GraphWriter:
     def _begin_to_add(self) -> None:
         """Find out where the session ends, and keep it there for what is added."""
         if not self._now:
-            self._last, self._now = self._index.end(self._kept)
+            self._last, self._now = self._index.last_position_and_time(self._kept)
 
     def _insert(self, record: Record, listed: bool) -> None:
         self._begin_to_add()

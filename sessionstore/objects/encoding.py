@@ -8,7 +8,7 @@ from typing import NamedTuple
 from sessionstore.errors import EncodeError
 from sessionstore.objects.records import Record, path_of, state_of
 from sessionstore.persistable import Persistable
-from sessionstore.refusal import thread
+from sessionstore.refusal import this_thread
 from sessionstore.serializers import Serializer
 
 __all__ = ["Encoded", "encode"]
@@ -63,7 +63,7 @@ def encode(
 
     records: list[Record] = []
     unchanged: dict[int, object] = {}
-    was_encoding, thread.is_encoding = thread.is_encoding, True
+    was_encoding, this_thread.is_encoding = this_thread.is_encoding, True
     try:
         for number, obj in enumerate(todo):  # which grows as objects are met
             under_way = obj
@@ -80,7 +80,7 @@ def encode(
             else:
                 unchanged[object_id] = obj
     finally:
-        thread.is_encoding = was_encoding
+        this_thread.is_encoding = was_encoding
     return Encoded(records, unchanged)
 
 

@@ -10,7 +10,7 @@ from enum import Enum
 from typing import Any
 
 from sessionstore.errors import ConfigurationError, DecodeError
-from sessionstore.renaming import find, now_at
+from sessionstore.renaming import current_name, find
 
 __all__ = ["ALWAYS", "Allowed", "Entry"]
 
@@ -77,7 +77,7 @@ class Allowed:
     def find(self, module: str, name: str) -> Any:
         """Return what a listed name stands for, or raise what importing it raises."""
         self.check(module, name)
-        self.check(*now_at(module, name))
+        self.check(*current_name(module, name))
         return find(module, name)
 
     def is_enum(self, module: str, name: str) -> bool:

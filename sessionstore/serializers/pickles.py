@@ -7,7 +7,7 @@ import pickle
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from sessionstore.renaming import now_at, present
+from sessionstore import renaming
 from sessionstore.serializers.allowed import Allowed, Entry
 from sessionstore.serializers.envelope import refuse_envelope
 from sessionstore.serializers.protocol import Serializer
@@ -43,7 +43,7 @@ class _Unpickler(pickle.Unpickler):
 class _RenamingUnpickler(_Unpickler):
     # On its own, as a method of Python's for each class would slow all loading down.
     def find_class(self, module: str, name: str) -> Any:
-        return super().find_class(*now_at(module, name))
+        return super().find_class(*renaming.current_name(module, name))
 
 
 class PickleSerializer:
@@ -120,7 +120,9 @@ class PickleSerializer:
         """Return the object that was pickled."""
         if self._checked is not None:
             return self._checked.loads(payload, persistent_load)
-        unpickler_class = _Unpickler if present() is None else _RenamingUnpickler
+        unpickler_class = (
+            _Unpickler if renaming.current() is None else _RenamingUnpickler
+        )
         unpickler = unpickler_class(io.BytesIO(payload))
         unpickler.persistent_load = persistent_load
         try:

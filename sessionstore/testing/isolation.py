@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy import create_engine
 from sqlalchemy.pool import NullPool
 
-from sessionstore.database.location import located
+from sessionstore.database.location import database_and_table
 from sessionstore.objects.extra import ExtraFields
 from sessionstore.objects.schema import Schema
 
@@ -21,7 +21,7 @@ _BOUNDED_LOCKS = {
 
 def drop_tables(url: str, table: str) -> None:
     """Drop the tables of the store that has this table name, as far as they exist."""
-    engine = create_engine(located(url)[0], poolclass=NullPool)
+    engine = create_engine(database_and_table(url)[0], poolclass=NullPool)
     with engine.begin() as connection:
         if bound := _BOUNDED_LOCKS.get(engine.dialect.name):
             connection.exec_driver_sql(bound)

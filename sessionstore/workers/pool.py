@@ -27,7 +27,7 @@ from sessionstore.workers import recording
 from sessionstore.workers.command import how_it_ended
 from sessionstore.workers.deadline import Deadline
 from sessionstore.workers.groups import end_group, has_ended, signal_group
-from sessionstore.workers.worker import be, flush
+from sessionstore.workers.worker import flush, run_worker
 
 __all__ = ["WorkerPool"]
 
@@ -360,13 +360,18 @@ class WorkerPool:
     def _fork(self, worker: Worker) -> None:
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
         try:
-            # A handler of the program's may raise: in the child before ``be`` is ready
-            # for it, here before the worker is known.
+            # A signal's handler of the program's may raise: in the child before
+            # ``run_worker`` is ready for it, here before the worker is noted.
             signal.pthread_sigmask(signal.SIG_BLOCK, ALL)
             worker.pid = os.fork()
             if worker.pid == 0:
-                claim, deadline = worker.claim, worker.deadline
-                be(self._session, claim, deadline, self._work, self._initializer)
+                run_worker(
+                    self._session,
+                    worker.claim,
+                    worker.deadline,
+                    self._work,
+                    self._initializer,
+                )
             self._workers.append(worker)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)

@@ -22,7 +22,7 @@ from sessionstore.workers.command import cannot_run
 from sessionstore.workers.deadline import Deadline
 from sessionstore.workers.patience import patiently
 
-__all__ = ["be", "flush"]
+__all__ = ["flush", "run_worker"]
 
 log = logging.getLogger(__name__)
 
@@ -40,14 +40,14 @@ POOLS_SIGNALS = (
 )
 
 
-def be(
+def run_worker(
     session: SessionStore,
     claim: Claim,
     deadline: Deadline,
     work: Work,
     initializer: Callable[[], object] | None,
 ) -> NoReturn:
-    """Be the worker of a claimed task from the fork to the end of the process."""
+    """Work on a claimed task, from the fork to the end of this process."""
     status = 1
     try:
         signal.set_wakeup_fd(-1)
