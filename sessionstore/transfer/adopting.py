@@ -155,7 +155,7 @@ class _Plan:
         self._positions = {id_: n for n, id_ in enumerate(listed, 1)}
 
     def _referred(self, id_: str, stored: Stored) -> Sequence[str]:
-        sketch = _sketch_of(stored)
+        sketch = sketched(stored.data or b"")
         if sketch is None:
             self.unreadable.append(id_)
             return []
@@ -195,7 +195,7 @@ class _Plan:
                 yield self._item(id_, stored[id_], session)
 
     def _item(self, id_: str, stored: Stored, session: SessionItem) -> Item:
-        sketch = _sketch_of(stored)
+        sketch = sketched(stored.data or b"")
         data = stored.data if sketch is None else sketch.rewritten(self._new_in(sketch))
         task = {} if sketch is None else attributes_of(sketch.top)
         run = attributes_of(task.get("execution"))
@@ -241,13 +241,6 @@ class _Plan:
             for place, name in names.items()
             if name in self.ids and str(self.ids[name]) != name
         }
-
-
-def _sketch_of(stored: Stored) -> Sketch | None:
-    try:
-        return sketched(stored.data or b"")
-    except ValueError:
-        return None
 
 
 def _number_of(id_: str) -> int | None:

@@ -167,17 +167,9 @@ class FolderObjects:
                     f"cannot read {self._path / name}: {error.strerror}"
                 ) from error
         for data in candidates:
-            if _is_whole(data):
+            if sketched(data) is not None:
                 return data
         return candidates[0] if candidates else None
-
-
-def _is_whole(data: bytes) -> bool:
-    try:
-        sketched(data)
-    except ValueError:
-        return False
-    return True
 
 
 def id_in(reference: object) -> str | None:

@@ -87,8 +87,8 @@ class Sketch:
         yield self.payload[done:]
 
 
-def sketched(payload: bytes) -> Sketch:
-    """Go through a pickle; raise ValueError for what is none, or a broken one."""
+def sketched(payload: bytes) -> Sketch | None:
+    """Go through a pickle; return None for what is none, or a broken one."""
     machine = _Machine()
     frames = []
     operations = iter(pickletools.genops(payload))
@@ -101,8 +101,8 @@ def sketched(payload: bytes) -> Sketch:
             machine.step(operation.name, argument, place, following[2] or 0)
             operation, argument, place = following
         return Sketch(payload, machine.stack[-1], machine.references, frames)
-    except BROKEN as error:
-        raise ValueError(f"it is no pickle, or a broken one: {error}") from error
+    except BROKEN:
+        return None
 
 
 def attributes_of(value: object) -> Mapping[str, object]:

@@ -109,10 +109,8 @@ TORN = st.builds(torn, PLAIN, st.integers(0, 5), st.integers(0), st.binary(max_s
 
 @given(st.binary() | TORN)
 def test_hostile_bytes_are_no_pickle(some: bytes) -> None:
-    """It is a ValueError, or it was one after all."""
-    try:
-        sketch = sketched(some)
-    except ValueError:
-        return
-    assert sketch.rewritten({}) == some
-    attributes_of(sketch.top)
+    """There is no sketch of them, or it was one after all."""
+    sketch = sketched(some)
+    if sketch is not None:
+        assert sketch.rewritten({}) == some
+        attributes_of(sketch.top)
