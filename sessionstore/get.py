@@ -130,11 +130,6 @@ class Get(Accessor):
 
     __slots__ = ()
 
-    def __init__(
-        self, xform: Function | None = None, default: object = _MISSING
-    ) -> None:
-        super().__init__(xform, default)
-
     def _as_xform(self) -> Function | None:
         return self._xform
 
