@@ -48,16 +48,21 @@ class Common:
     #: Old and new names of classes, as ``old=new``.
     rename: Sequence[str] = ()
 
+    def named_url(self) -> str:
+        """Return the URL, or raise a usage error if none was given."""
+        if not self.url:
+            raise UsageError("no store is named: give --url, or set SESSIONSTORE_URL")
+        return self.url
+
     @contextmanager
     def store(self) -> Iterator[SqlStore]:
         """Give the store that was named."""
-        if not self.url:
-            raise UsageError("no store is named: give --url, or set SESSIONSTORE_URL")
+        url = self.named_url()
         options = {
             "serializer": self._serializer(),
             "rename": dict(map(_names, self.rename)),
         }
-        with sql_store(self.url, False, options) as store:
+        with sql_store(url, False, options) as store:
             yield store
 
     def _serializer(self) -> Serializer | None:

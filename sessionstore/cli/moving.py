@@ -103,17 +103,16 @@ def import_(
     """
     from sessionstore import transfer
 
-    if not common.url:
-        raise UsageError("no store is named: give --url, or set SESSIONSTORE_URL")
+    url = common.named_url()
     if file.is_dir():
         if verify:
             raise UsageError("--verify is for archives")
-        return _import_directory(common, common.url, file, called, objects)
+        return _import_directory(common, url, file, called, objects)
     if objects is not None:
         raise UsageError("--objects is for session directories of GC3Pie's")
     with shown(common.output) as progress:
         done = transfer.import_archive(
-            file, common.url, rename=called, verify=verify, progress=progress
+            file, url, rename=called, verify=verify, progress=progress
         )
     _report(common.output, done)
     return 0
