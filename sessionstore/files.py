@@ -37,7 +37,7 @@ class Draft(NamedTuple):
 
 
 def write_all(folder: str, drafts: Sequence[Draft]) -> None:
-    """Write all under temporary names, then put the new in their places, then the rest.
+    """Write all files under temporary names, then rename the new ones, then the others.
 
     Up to the first replacement a failure leaves nothing behind.
 

@@ -73,8 +73,8 @@ class FilesystemStore(Store):
     forks and hosts that share the folder need not know of each other (G5).
 
     Options: ``protocol`` (pickle's); ``serializer`` (see ``sessionstore.serializers``);
-    ``rename`` (as for ``SqlStore``).  The other options of ``SqlStore`` are ignored,
-    and what is none of these is too, with a warning.
+    ``rename`` (as for ``SqlStore``).  Other options of ``SqlStore`` are ignored, and so
+    is anything else, with a warning.
 
     The constructor touches no file.
 
@@ -104,7 +104,7 @@ class FilesystemStore(Store):
         check_methods("idfactory", idfactory, "new")
         check_methods("serializer", serializer, "dumps", "loads")
         check_mapping("rename", rename)
-        # Made absolute because a daemon changes its working directory.
+        # Made absolute, as a daemon changes its working directory.
         self.directory = os.path.abspath(_path_of(directory))
         # What pickling takes to make this store again in another process.
         self._recipe = {

@@ -1,7 +1,7 @@
-"""Accessors: functions that fetch one part of an object, put together like a path.
+"""Accessors: functions that fetch one part of an object, written like a path to it.
 
-They are made to be the functions of a store's ``extra_fields``: they compare,
-print, copy and pickle, which a lambda does not.
+They are made for a store's ``extra_fields``: unlike a lambda they can be compared,
+printed, copied and pickled.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _NOT_THERE: Final = (AttributeError, KeyError, IndexError)
 
 
 class Accessor:
-    """A function of one object, which attributes, items and ``ONLY`` make longer.
+    """A function of one object; attributes, items and ``ONLY`` add a step to it.
 
     Attributes that begin with an underscore are reached by ``GetAttribute("_name")``
     only: Python itself looks such names up on every object.
@@ -66,7 +66,7 @@ class Accessor:
     def __getitem__(self, place: Any) -> GetItem:
         return GetItem(place, self._as_xform(), self._default)
 
-    # What has __getitem__ can be iterated over, and this one would never end.
+    # Because of __getitem__ Python would iterate over it, without end.
     __iter__ = None
 
     def ONLY(self, cls: type | tuple[type, ...]) -> GetOnly:  # noqa: N802  # GC3Pie's name
@@ -80,8 +80,8 @@ class Accessor:
         return GetOnly(cls, self._as_xform(), self._default)
 
     def _as_xform(self) -> Function | None:
-        # The last step's default is for the whole path: one that an inner step gave
-        # would be taken for the object, and the outer steps go on with it.
+        # The last step's default is for the whole path.  If an inner step returned it,
+        # the outer steps would take it for the object, and go on with it.
         if self._default is _MISSING:
             return self
         without_default = copy(self)

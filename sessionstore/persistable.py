@@ -30,8 +30,8 @@ class Persistable:
     #: The ID in the store, or None for an object that is in none.
     persistent_id: int | None = None
     _changed: bool = True
-    #: Which store ``persistent_id`` is from, and the ``id()`` of the object that has
-    #: it there: a copy may have all its attributes, and is another object.
+    #: The store that gave ``persistent_id``, and the ``id()`` of the object that it was
+    #: given to: a copy has the same attributes, and is another object.
     _origin: tuple[str, int] | None = None
     #: Which revision of its job this copy was read at or written as.
     _revision: int | None = None
@@ -55,9 +55,9 @@ class Persistable:
         self.__dict__["_changed"] = True
 
     def __getstate__(self) -> Any:
-        # The ID is the row's, and the mark is about this process's copy: in the
-        # payload both would be second truths, and a copy.copy() would carry an
-        # identity that is not its own.
+        # The row has the ID, and the mark is about this process's copy.  A payload that
+        # had them too could contradict the row, and a copy.copy() would have another
+        # object's identity.
         state: Any = super().__getstate__()
         if isinstance(state, tuple):
             attributes, slots = state
@@ -66,7 +66,7 @@ class Persistable:
 
 
 def is_persistable(obj: object) -> bool:
-    """Say whether an object can be a job: GC3Pie has such a class of its own."""
+    """Say whether an object can be a job; GC3Pie's own Persistable can, too."""
     return isinstance(obj, Persistable) or any(
         cls.__name__ == "Persistable" for cls in type(obj).__mro__
     )
@@ -80,12 +80,12 @@ _BOOKKEEPING = frozenset(
 
 def note(obj: Persistable, **bookkeeping: object) -> None:
     """Note something on an object about its row; never a change of the object."""
-    # Past __setattr__, which a frozen dataclass has of its own.
+    # Not by setattr(), which a frozen dataclass refuses.
     obj.__dict__.update(bookkeeping)
 
 
 def mark(obj: Persistable, changed: bool) -> None:
-    """Set whether an object is changed, be it frozen or not."""
+    """Set whether an object is changed, even if it is frozen."""
     object.__setattr__(obj, "changed", changed)
 
 

@@ -1,4 +1,4 @@
-"""What must not get into a payload, and how it learns that it is about to."""
+"""Keeps stores, passwords and keys out of payloads."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ this_thread = _ThreadState()
 def refuse_in_payload(reason: str) -> None:
     """Raise EncodeError if this is called to make part of a payload.
 
-    For use in a ``__reduce__``, which other users of pickle call too.
+    For use in a ``__reduce__``, which is called whatever the pickle is for.
     """
     if this_thread.is_encoding:
         raise EncodeError(reason)

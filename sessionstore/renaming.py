@@ -12,8 +12,8 @@ from sessionstore.errors import ConfigurationError
 
 __all__ = ["Renaming", "current", "current_name", "find"]
 
-#: That of the store which is reading.  Serializers may stand inside each other, and
-#: none of them would need to know of it but to hand it on.
+#: The renaming of the store that is reading.  A context variable, so that serializers
+#: that wrap each other need not pass it on.
 _current: ContextVar[Renaming | None] = ContextVar("renaming", default=None)
 
 
@@ -50,7 +50,7 @@ class Renaming:
 
     @contextmanager
     def used(self) -> Iterator[None]:
-        """Have what this thread loads in the block found under its new name."""
+        """Look up what this thread loads in the block under its new names."""
         token = _current.set(self)
         try:
             yield
@@ -64,13 +64,13 @@ def current() -> Renaming | None:
 
 
 def current_name(module: str, name: str) -> tuple[str, str]:
-    """Return the module and name that something is to be found by."""
+    """Return the module and name under which something is found now."""
     renaming = _current.get()
     return (module, name) if renaming is None else renaming(module, name)
 
 
 def find(module: str, name: str) -> Any:
-    """Return what a module and qualified name stand for, or what it is called now.
+    """Return what a module and qualified name, old or new, stand for.
 
     Raises what the import raises, and AttributeError.
     """

@@ -34,23 +34,23 @@ log = logging.getLogger(__name__)
 class SessionStore:
     """One session's jobs: an index, states, history and the objects themselves.
 
-    What belongs together is written together: an object, its state, its place in
-    the session and its history entry are one transaction (G2).  Who saves an object
-    that somebody else changed since it was read gets ConflictError (G3), and so does
-    whoever writes a task that is claimed, but by its claim (G6).
+    What belongs together is written together: an object, its state, its place in the
+    session and its history entry are one transaction (G2).  Saving an object that
+    somebody else changed since it was read is a ConflictError (G3), and so is writing a
+    claimed task in any way but by its claim (G6).
 
     ``store_or_url`` is an ``SqlStore``, or a URL for one with its ``store_options``.
     Calls may come from any thread and, after a fork, from any process; the live
     objects that they return are shared, and not locked.
 
-    To iterate over a session gives its objects in the order added; one that cannot be
+    Iterating over a session yields its objects in the order added; one that cannot be
     read is skipped, with a warning in the log.  ``len(session)`` is their number, and
     ``in`` takes an object or an ID.
 
-    Raises ConfigurationError with ``create=False`` if there is no such session, and
-    for a store that is none on SQLite, PostgreSQL, MariaDB or MySQL.  Any call raises
-    StoreUnavailableError while the database is busy for too long or cannot be reached,
-    and ForkError where a fork has left nothing to go on with.
+    Raises ConfigurationError with ``create=False`` if there is no such session, and for
+    a store on another database than SQLite, PostgreSQL, MariaDB or MySQL.  Any call
+    raises StoreUnavailableError while the database is busy for too long or cannot be
+    reached, and ForkError where a fork has left nothing to go on with.
 
     >>> from sessionstore import SessionStore, State, Task
     >>> session = SessionStore("sqlite:///tasks.db", "example")
@@ -80,7 +80,7 @@ class SessionStore:
 
     def __reduce__(self) -> tuple[Any, ...]:
         self.store._refuse_to_be_stored()
-        # It was there: one that is destroyed meanwhile must not come back empty.
+        # create=False: if it is destroyed meanwhile, it must not come back empty.
         return partial(SessionStore, create=False), (self.store, self.name)
 
     def __repr__(self) -> str:
@@ -129,7 +129,8 @@ class SessionStore:
     def forget(self, id_: object) -> None:
         """Take an object out of the session; it stays in the store.
 
-        What is inside it leaves and comes along with it, if it was not added itself.
+        The objects inside it that were not added themselves leave with it, and come
+        back with it.
 
         Raises ConflictError if it is claimed, NotFoundError if it is not there.
         """
@@ -144,7 +145,7 @@ class SessionStore:
     def remove(self, id_: object) -> None:
         """Remove an object and, recursively, those in its stored ``tasks``, for good.
 
-        Of one that cannot be read, those inside it stay.
+        If it cannot be read, the objects inside it stay.
 
         Raises ConflictError if any of them is claimed; nothing is removed then.
         NotFoundError if it is not in this session.
@@ -213,7 +214,7 @@ class SessionStore:
         return job is not None and job.position is not None
 
     def ids(self, *, state: State | str | None = None) -> Iterator[int]:
-        """Go through the IDs in the order added, page by page, maybe of one state."""
+        """Go through the IDs, all or of one state, in the order added, page by page."""
         return self._index.ids(None if state is None else str(state_from(state)))
 
     def __iter__(self) -> Iterator[Any]:
@@ -250,9 +251,10 @@ class SessionStore:
     ) -> Transition:
         """Move a job to another state, if it is in one that was expected.
 
-        Of an ID, only the state is written, so that it works for any object, however
-        large or unreadable.  Of a task, its changes are saved with it.  ``info``, up to
-        4,000 characters, is for the history, and ``returncode`` as ``Run`` has it.
+        Given an ID, only the state is written, which works for any object, however
+        large, and for an unreadable one.  Given a task, its changes are saved too.
+        ``info``, up to 4,000 characters, is for the history, and ``returncode`` as
+        ``Run`` has it.
 
         Raises ConflictError if the state is none of ``expect``, if the task given was
         changed by somebody else, or if it is claimed (``request`` asks its holder);
@@ -278,7 +280,7 @@ class SessionStore:
     def redo(self, id_: object) -> Transition:
         """Make a TERMINATED job NEW again; its history stays.
 
-        Raises TransitionError if it is in another state, as any task that is claimed;
+        Raises TransitionError if it is in another state, which each claimed task is;
         NotFoundError if it is not in this session.
         """
         return transitions.redo(self._index, key_of(id_))
@@ -301,7 +303,7 @@ class SessionStore:
         ``attempts``; a task that has had ``max_attempts`` becomes TERMINATED instead.
         Where there is nothing to claim the list is empty.
 
-        Raises ConfigurationError for a number that cannot be meant, and TransitionError
+        Raises ConfigurationError for a number that makes no sense, and TransitionError
         if TERMINATED is among ``states``.
 
         >>> from sessionstore import SessionStore, Task
@@ -320,26 +322,26 @@ class SessionStore:
         max_attempts: int | None = None,
         reap: Callable[[Any], object] | None = None,
     ) -> list[int]:
-        """Free the tasks whose holders have them no more, and return their IDs.
+        """Free the tasks that their holders have lost, and return their IDs.
 
         Those are the tasks whose lease ran out, and at once those whose holder was a
-        process of this host that is gone.  They become UNKNOWN, but for those that
-        are STOPPED, which stay so, and those that have had ``max_attempts``, which
-        become TERMINATED.
+        process of this host that is gone.  They become UNKNOWN; but those that are
+        STOPPED stay so, and those that have had ``max_attempts`` become TERMINATED.
 
-        ``reap`` is called with each task before it is free, to end what its holder
-        has left running.  What it raises keeps that task, alone, as it is until the
-        next call, and is raised when the others are done.  A task that cannot be read
-        (G7) cannot be reaped either, and becomes STOPPED, to be looked into.  What was
-        left of a lease at an earlier call is granted even if the clock is set forth.
+        ``reap`` is called with each task before it is free, to end what its holder has
+        left running.  If it raises, that task stays as it is until the next call, and
+        the exception is raised when the other tasks are done.  A task that cannot be
+        read (G7) cannot be reaped either, and becomes STOPPED, to be looked into.  A
+        lease seen at an earlier call is not cut short if the database's clock is set
+        forward.
         """
         return recovery.recover(self, max_attempts=max_attempts, reap=reap)
 
     def request(self, id_: object, what: Request) -> bool:
         """Ask a task's holder to "cancel", "hold" or "resume" it.
 
-        The holder hears of it when it renews its claim.  Returns whether there is one;
-        else the next one hears of it.
+        Returns whether the task has a holder, which is told when it renews its claim.
+        If it has none, the next one is told.
 
         Raises TransitionError for a task that is TERMINATED, or for another request;
         NotFoundError if the task is not in this session.
@@ -352,8 +354,8 @@ class SessionStore:
         The first call begins to watch, and each later one in the same thread reports
         what came since the one before.  A call may report what is no change to this
         session (on SQLite any change to the file is one), but misses none.  A renewal
-        or a claim is no change.  In the main thread a signal ends the wait early, also
-        one that is still to be read where ``signal.set_wakeup_fd`` had it written.
+        or a claim is no change.  In the main thread a signal ends the wait early; so
+        does one that is still unread in the descriptor of ``signal.set_wakeup_fd``.
 
         Raises StoreUnavailableError if the database cannot be asked, StoreError in a
         transaction.

@@ -51,11 +51,11 @@ class SqlStore(Store):
 
     Options: ``serializer`` (see ``sessionstore.serializers``); ``rename`` (classes that
     have moved, as ``{"old.module:Old": "new.module:New"}``, or modules; objects are
-    found under either name, and saved under the new one); ``synchronous`` (SQLite:
-    OFF, NORMAL, FULL or EXTRA); ``busy_timeout`` (seconds to wait for other writers,
-    and, with five more, for a network that has gone silent); ``engine_options`` (for
-    ``sqlalchemy.create_engine``, but no ``isolation_level``).  Those of
-    ``FilesystemStore`` are ignored, and any other is too, with a warning.
+    found under either name, and saved under the new one); ``synchronous`` (SQLite: OFF,
+    NORMAL, FULL or EXTRA); ``busy_timeout`` (seconds to wait for other writers, and,
+    with five more, for a network that has gone silent); ``engine_options`` (for
+    ``sqlalchemy.create_engine``, but no ``isolation_level``).  Options of
+    ``FilesystemStore`` are ignored, and so is any other, with a warning.
 
     The constructor touches no database.  A store may be used by any number of
     threads, and goes on working on both sides of a fork.
@@ -137,7 +137,8 @@ class SqlStore(Store):
     def __reduce__(self) -> tuple[Any, ...]:
         self._refuse_to_be_stored()
         if self._objects.database.connections.is_in_memory:
-            # It would be another database there, and what is saved in it be lost.
+            # The other process would have a database of its own, and lose it at its
+            # end.
             raise ForkError(
                 "an in-memory SQLite database belongs to the process that opened it, "
                 "and cannot be handed to another one; use a file"
@@ -295,10 +296,10 @@ class SqlStore(Store):
         with self._objects.database.transaction() as scope:
             connection = scope.kept.connection
             if not connection.in_transaction():
-                # Else a commit() of the caller's would go by without a word.
+                # Otherwise a commit() by the caller would go unnoticed.
                 connection.begin()
-            # SQLAlchemy's has_table() leaves it on, and then a deadlock that the
-            # caller's own statement meets would not be noticed.
+            # SQLAlchemy's has_table() leaves this on, and it would hide from us that a
+            # statement of the caller's met a deadlock.
             connection.execution_options(skip_user_error_events=False)
             yield connection
 
@@ -309,9 +310,9 @@ class SqlStore(Store):
     def pre_fork(self) -> None:
         """Close all connections; the next call opens one.
 
-        Not needed before ``os.fork``, which is looked after by itself, but before
-        anything that closes descriptors behind Python's back, as becoming a daemon.
-        An in-memory database stays open: closing it would be its end.
+        Not needed before ``os.fork``, which is taken care of, but before anything that
+        closes descriptors behind Python's back, such as becoming a daemon.  An
+        in-memory database stays open, as closing it would delete it.
         """
         if not self._objects.database.connections.is_in_memory:
             self.close()
@@ -322,7 +323,7 @@ class SqlStore(Store):
     def close(self) -> None:
         """Close all connections.  The store may still be used, and opens new ones.
 
-        An in-memory database is gone then, and begins empty.
+        An in-memory database is deleted by that, and begins empty.
         """
         self._objects.close()
 
@@ -354,7 +355,7 @@ def make_sqlstore(url: str | Url | URL, *args: Any, **extra_args: Any) -> SqlSto
     ):
         folder = Path(path).parent
         try:
-            # Their names must last as long as what is committed below them.
+            # Synced, or a power cut could take them, with what was committed in them.
             make_folder(str(folder))
         except OSError as error:
             raise ConfigurationError(

@@ -12,7 +12,7 @@ __all__ = ["Run", "State", "Task"]
 class State(StrEnum):
     """Where a task is in its life.
 
-    Sessions let a task go on from one state to another so:
+    In a session a task goes from state to state as follows:
 
     - NEW to SUBMITTED, UNKNOWN
     - SUBMITTED to RUNNING, STOPPED, TERMINATED, UNKNOWN
@@ -61,7 +61,7 @@ class Run:
 
     @property
     def state(self) -> State:
-        """The task's state; assigning anything that is no State is a ValueError."""
+        """The task's state; assigning anything but a State is a ValueError."""
         return self._state
 
     @state.setter

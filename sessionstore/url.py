@@ -1,4 +1,4 @@
-"""URLs that do not tell their password by accident."""
+"""URLs that do not show their password by accident."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sessionstore.refusal import refuse_in_payload
 
 __all__ = ["Url"]
 
-#: What urlsplit drops without a word.
+#: What urlsplit drops silently.
 _STRIPPED = re.compile(r"[\x00-\x1f]|^ | $")
 #: What would mean something else in a URL than it does in a path.
 _SPECIAL = re.compile(r"[\x00-\x1f%#?]|^ | $")
@@ -58,8 +58,8 @@ class Url:
             if not parts.scheme or _STRIPPED.search(text):
                 raise ValueError
         except ValueError:
-            # The library's own message quotes what it took for the port, which is
-            # a piece of the password where that has a slash in it.
+            # The library's message quotes what it took for the port: a piece of the
+            # password, if that has a slash in it.
             raise ConfigurationError(
                 f"{_hide(text, None)!r} is no URL: write it like scheme://user:password"
                 "@host:port/name#fragment, with a number for the port and with /, ?, "

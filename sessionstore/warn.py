@@ -10,9 +10,9 @@ __all__ = ["warn_user"]
 
 
 def warn_user(message: str, category: type[Warning] = UserWarning) -> None:
-    """Warn of what was called from outside the package."""
+    """Warn, and name the line outside this package that made the call."""
     frame, level = sys._getframe(), 1
-    # By the frames: skip_file_prefixes is there from CPython 3.12 on.
+    # CPython has skip_file_prefixes for this, but only from 3.12 on.
     while frame.f_back and _is_ours(frame):
         frame, level = frame.f_back, level + 1
     warnings.warn(message, category, stacklevel=level)
