@@ -1,12 +1,12 @@
-"""How those who write to a session tell those who wait for it.
+"""How those who wait for a session learn that somebody has written to it.
 
-PostgreSQL has NOTIFY.  It goes along with COMMIT, to run after it: within the
-transaction it would have all transactions that notify commit one after the other
+PostgreSQL has NOTIFY.  It is sent along with COMMIT, and runs after it: within the
+transaction it would make all transactions that notify commit one after the other
 (PostgreSQL's ``PreCommit_Notify`` takes a lock on the whole database for that).
 
-MariaDB and MySQL have nothing of the kind, so that each transaction moves a counter
-on, as its last act before COMMIT.  Each process has one of a few rows for that, lest
-all wait for the same row's lock.
+MariaDB and MySQL have nothing of the kind, so each transaction adds to a counter, just
+before COMMIT.  There are a few rows for that, of which each process uses one, or all
+would wait for the lock of the same row.
 
 SQLite knows by itself when its file has changed.
 """
@@ -27,7 +27,7 @@ from sessionstore.objects.schema import Schema
 
 __all__ = ["Changes"]
 
-#: Rows for each session; more of them would take longer to add up.
+#: Rows for each session; more would take longer to add up.
 SLOTS = 8
 
 
@@ -38,7 +38,7 @@ class Changes:
         self._database = database
         self._prefix = f"sessionstore_{schema.lock_name[:16]}"
         self._telling = database.settings.telling
-        #: What a transaction runs that tells of something.
+        #: The statements that a transaction runs to tell of a change.
         self.writes: list[Statement] = []
         if self._telling is Telling.COUNTER:
             table = schema.changes
@@ -75,7 +75,7 @@ class Changes:
                 scope.kept.change(self._count, {"session": session_id, "slot": slot})
 
     def count(self, kept: KeptConnection, session_id: int) -> object:
-        """Return what is another number after each change, where there is a counter."""
+        """Return the counters' sum, which is another one after each change."""
         row = kept.row(self._sum, {"session": session_id})
         return row and row[0]
 
@@ -88,7 +88,7 @@ class Changes:
 
 
 def _counting(table: Any) -> Any:
-    # Imported where it is needed: it takes as long as this whole package.
+    # Imported only where it is needed, as it takes as long as this whole package.
     from sqlalchemy.dialects.mysql import insert
 
     row = {"session_id": bindparam("session"), "slot": bindparam("slot"), "number": 1}

@@ -1,8 +1,8 @@
-"""Claims: who takes a task has it alone, until its lease passes to another.
+"""Claims: whoever takes a task has it alone, until its lease passes to another.
 
-A claim is an UPDATE of the job's row on the condition that nobody else has changed
-it, checked by its row count (G6).  It moves the row's token on, which all that the
-holder writes is compared with.
+A claim is an UPDATE of the job's row on condition that nobody else has changed it,
+checked by its row count (G6).  It raises the row's token, which is compared at each
+write of the holder's.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ __all__ = ["Claim", "Owner", "Request", "claim", "exhaust", "request", "take"]
 
 log = logging.getLogger(__name__)
 
-#: How often jobs are looked for anew because others were first.
+#: How often jobs are looked for again because others were first.
 ATTEMPTS = 10
 REQUESTS: tuple[Request, ...] = get_args(Request)
-#: States in which somebody has to be at work on a task.
+#: The states of a task that somebody is at work on.
 _UNDER_WAY = frozenset({State.SUBMITTED, State.RUNNING, State.TERMINATING})
 
 
 class Owner(Protocol):
-    """A claim's session.  An underscore, here and in Claim, means: of this package."""
+    """A claim's session.  An underscore, here and in Claim: for this package only."""
 
     _index: Index
 
@@ -62,17 +62,16 @@ class Owner(Protocol):
 
 @dataclass(slots=True)
 class Claim:
-    """A task that is held, by whoever has this.
+    """A task that is held by whoever has this object.
 
-    It goes on being good in a forked child, and crosses pickling: it has its session
-    with it, which works in any process.  (Pickled it is the session's recipe, so that
-    the other process opens connections of its own, and the task is read there anew.)
-    All copies are one claim: the supervisor may renew it while its worker writes.  Its
+    It works in a forked child, and it pickles, together with its session: the process
+    that unpickles it opens connections of its own, and reads the task again.  All
+    copies are one claim: the supervisor may renew it while its worker writes.  Its
     holder is the process that claimed; when that has ended, the claim is recovered.
 
-    A ``with`` block releases it at its end, whichever way it ends, in the process that
-    entered it.  Each call raises LeaseLostError once the lease has passed to another,
-    and changes nothing then.
+    A ``with`` block releases it, however the block ends, in the process that entered
+    it.  Each call raises LeaseLostError once the lease has passed to another, and
+    changes nothing then.
 
     >>> from sessionstore import SessionStore, State, Task
     >>> session = SessionStore("sqlite:///tasks.db")
@@ -87,7 +86,7 @@ class Claim:
 
     #: The task's.
     id: int
-    #: Moves on with each claim of the task; by it an old holder is told from a new.
+    #: Grows with each claim of the task, and so tells an old holder from a new one.
     token: int
     #: How often the task has been claimed, this time included, since it was NEW.
     attempts: int
@@ -98,11 +97,11 @@ class Claim:
     _session: Owner = field(repr=False, compare=False)
     _revision: int = field(repr=False, compare=False)
     _task: Any = field(default=None, repr=False, compare=False)
-    #: What was requested before, when nobody could hear of it.
+    #: What was requested while nobody held the task.
     _request: Request | None = field(default=None, repr=False, compare=False)
-    #: Ended by this copy itself.
+    #: Whether this copy has ended the claim.
     _is_over: bool = field(default=False, repr=False, compare=False)
-    #: Of the process that is in the ``with`` block.
+    #: The process that is in the ``with`` block, 0 for none.
     _pid: int = field(default=0, repr=False, compare=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -111,7 +110,7 @@ class Claim:
 
     @property
     def task(self) -> Any:
-        """The task itself, read when it is asked for first.
+        """The task itself, read when it is first asked for.
 
         Raises DecodeError if it cannot be read; its state can still be changed.
         """
@@ -119,8 +118,8 @@ class Claim:
         if task is None:
             task = self._session.load(self.id)
             if (task._revision or 0) < self._revision:
-                # It was in memory before the claim, and nobody may write what is
-                # older than what another holder wrote since.
+                # It was in memory before the claim, and may be older than what the last
+                # holder wrote.
                 self._session.refresh(task)
             self._task = task
         elif task._revision is None and not task.changed and self._is_here(task):
@@ -131,8 +130,8 @@ class Claim:
     def renew(self) -> Request | None:
         """Let the lease last ``lease`` seconds from now; return what is requested.
 
-        That is "cancel", "hold", "resume" or None, and stands until the claim ends.
-        A lease that has run out, but was not taken by another, is renewed too.
+        That is "cancel", "hold", "resume" or None, and stays until the claim ends.  A
+        lease that has run out is renewed too, if nobody has taken the task.
 
         Raises ConflictError if the task was changed at this moment: try again.
         """
@@ -179,8 +178,8 @@ class Claim:
     ) -> Transition:
         """Move the task to another state, as ``SessionStore.transition`` does.
 
-        If ``task`` was asked for and is ``changed``, it is saved with it.  A
-        transition to TERMINATED ends the claim.
+        If ``task`` was read and is ``changed``, it is saved too.  A transition to
+        TERMINATED ends the claim.
         """
         index, move = self._session._index, Move.asked(to, expect, info, returncode)
         with self._held():
@@ -193,7 +192,7 @@ class Claim:
         return made
 
     def release(self, info: str = "released") -> None:
-        """Give the task back, if it is held still.
+        """Give the task back, if it is still held.
 
         One that is SUBMITTED, RUNNING or TERMINATING becomes UNKNOWN, with ``info`` in
         its history, so that it is claimed again; in any other state it stays.
@@ -217,12 +216,12 @@ class Claim:
         self._note(_is_over=True)
 
     def _is_here(self, task: object) -> bool:
-        """Say whether an object stands for the task's row still."""
+        """Say whether an object still stands for the task's row."""
         known_id = self._session._index.objects.identities.known_id
         return known_id(task) == self.id
 
     def _note(self, **values: object) -> None:
-        """Set attributes, until the transaction rolls back."""
+        """Set attributes; a rollback puts them back."""
         before = {name: getattr(self, name) for name in values}
 
         def put(some: Mapping[str, object]) -> None:
@@ -251,8 +250,8 @@ class Claim:
         return self
 
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
-        # A forked child leaves a block in which its parent still is; and what became of
-        # the task after it was ended here is nothing to this holder.
+        # Not in a forked child, whose parent is still in the block; nor after the claim
+        # was ended here, as the task may be another's by then.
         if self._pid not in (0, os.getpid()) or self._is_over:
             return
         try:
@@ -260,7 +259,7 @@ class Claim:
         except SessionStoreError:
             if error is None:
                 raise
-            # What went wrong first is what the caller has to hear of.
+            # The caller has to hear of what went wrong first.
             log.warning("task %s could not be released", self.id, exc_info=True)
 
 
@@ -347,7 +346,7 @@ def take(
     assert scope is not None
 
     def undo() -> None:
-        # The token will be another claim's, and no job is held by token 0.
+        # The token will be given to another claim; no job is ever held by token 0.
         taken.token = 0
 
     scope.undo.append(undo)
@@ -379,7 +378,7 @@ def exhaust(
 ) -> None:
     """End a job that was tried as often as it may be."""
     if job.state == State.NEW:
-        # From where there is no way to TERMINATED.
+        # By way of UNKNOWN, as NEW may not become TERMINATED.
         record(index, kept, job, State.UNKNOWN, "attempts exhausted", token)
         job = job._replace(state=State.UNKNOWN, revision=job.revision + 1)
     record(index, kept, job, State.TERMINATED, "attempts exhausted", token)

@@ -17,15 +17,15 @@ from sessionstore.task import State
 
 __all__ = ["Durations", "Figures", "Span"]
 
-#: Durations are counted in classes, each of which ends this much above the one before.
+#: Durations are counted in classes, each of which ends 2 % above the one before.
 _STEP = math.log(1.02)
-#: Reasons that are told apart, and what the others are counted as.
+#: How many reasons are counted apart, and what the others are counted as.
 MOST_REASONS = 1000
 OTHERS = "(others)"
 
 
 class Durations:
-    """How long something took, each time; what it tells is true to 1 %."""
+    """How long something took, each time; the quantiles are right to 1 %."""
 
     def __init__(self) -> None:
         self._classes: Counter[int] = Counter()
@@ -39,7 +39,7 @@ class Durations:
         self.number += 1
 
     def quantile(self, share: float) -> timedelta | None:
-        """Return what that share of them did not exceed; None if there are none."""
+        """Return what this share of them did not exceed; None if there are none."""
         wanted = math.ceil(self.number * share)
         passed = 0
         for number in sorted(self._classes):
@@ -102,10 +102,10 @@ class Figures:
 
 
 def _is_failure(entry: Transition, later: Sequence[Transition]) -> bool:
-    """Say whether a job failed there: by its end, or for a while.
+    """Say whether a job failed by this transition, for good or for a while.
 
-    An end from UNKNOWN without a returncode is one, as is UNKNOWN itself, unless that
-    end comes next, which tells the reason.
+    UNKNOWN is a failure, and so is an end from UNKNOWN without a returncode; where both
+    come in a row, only the end counts, which has the reason.
     """
     if entry.to_state is State.UNKNOWN:
         return not later or later[0].to_state is not State.TERMINATED

@@ -45,8 +45,8 @@ class Transition:
 
 def clean(text: str, limit: int) -> str:
     """Return text that every database takes, cut with a mark if it is too long."""
-    # PostgreSQL refuses NUL and lone surrogates, and text that came out of a
-    # dying command must never be what keeps its end from being recorded.
+    # PostgreSQL refuses NUL and lone surrogates, and what a dying command has printed
+    # must never keep its end from being recorded.
     if _REFUSED.search(text):
         text = _REFUSED.sub(
             lambda match: match[0].encode("unicode_escape").decode("ascii"), text
@@ -137,14 +137,14 @@ class History:
         info: str,
         returncode: int | None,
     ) -> dict[str, Any]:
-        """Return a new row for ``append``, or without ``at`` for ``begin``."""
+        """Return a new row for ``append``; for ``begin``, without ``at``."""
         return {
             "job_id": int(job_id),
             "revision": revision,
             "from_state": old,
             "to_state": str(new),
             "at": at,
-            # An exception, for instance: nothing is refused for its info.
+            # str(), as it may be an exception, for instance: no info is refused.
             "info": clean(str(info), MAX_INFO),
             "returncode": returncode,
         }

@@ -1,4 +1,4 @@
-"""Who holds a task: one process, told apart from all that ever had its PID."""
+"""Who holds a task: a process, told apart from all others that ever had its PID."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ __all__ = ["MAX_HOLDER", "Holder"]
 #: As many characters as the column has.
 MAX_HOLDER = 255
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-#: When a process started that is another user's, where those cannot be looked at.
+#: Stands for the start of another user's process, where those are hidden from us.
 _HIDDEN = -1
 
 
 class Holder(NamedTuple):
     """A process, on whatever host.
 
-    A PID comes back, on the same host too.  So it goes with the PID namespace that
-    it counts in, the boot, and the start of the process in ticks since that boot.
-    (psutil's ``create_time()`` is made of the same ticks and the wall clock, and
-    shifts with it.)  Where there is no ``/proc`` the last three are empty or 0.
+    PIDs are used again, on one host too.  So the PID's namespace, the boot and the
+    process's start, in ticks since the boot, belong to it.  (psutil's ``create_time()``
+    is made of the same ticks and the wall clock, and shifts with it.)  Without
+    ``/proc`` the boot, the namespace and the start are empty or 0.
     """
 
     host: str
@@ -55,9 +55,8 @@ class Holder(NamedTuple):
     def is_gone(self) -> bool:
         """Say whether the process is known to have ended; False where nobody knows.
 
-        Known it is on the process's own host only, to those in its PID namespace, or
-        when the host was booted since.  Hosts that share a session need names of
-        their own.
+        It is known on the process's own host only, in its own PID namespace or after
+        the next boot.  Hosts that share a session need distinct names.
         """
         here = Holder.current()
         if self.host != here.host or not here.boot_id:
@@ -70,10 +69,10 @@ class Holder(NamedTuple):
         return there != self.started and there != _HIDDEN
 
     def had_its_pid_last(self) -> bool:
-        """Say whether no later process than this one has its PID, or may have it.
+        """Say whether no later process may have its PID; False where nobody knows.
 
-        Nobody gets a PID by which a process group is called that has anybody in it: if
-        there is one by this PID, it is this process's.  False where nobody knows.
+        The system gives nobody a PID that still names a process group.  So if there is
+        a group of this number, it is this process's.
         """
         here = Holder.current()
         if self[:3] != here[:3] or not here.boot_id or self.pid <= 1:
@@ -99,13 +98,13 @@ def _started(pid: int, *, even_a_zombie: bool = False) -> int | None:
     try:
         stat = Path(f"/proc/{pid}/stat").read_bytes()
     except (FileNotFoundError, ProcessLookupError):
-        # With the mount option hidepid another user's process seems not to be there.
+        # The mount option hidepid hides other users' processes.
         return _HIDDEN if _exists(pid) else None
     # proc_pid_stat(5).  The second field is the program's name, in parentheses, and
     # may have spaces and parentheses of its own.
     fields = stat[stat.rindex(b")") + 1 :].split()
     state, started = fields[0], fields[19]
-    # A zombie has ended, and waits for its parent to notice.
+    # A zombie has ended; its parent has not yet noticed.
     return None if state in b"ZX" and not even_a_zombie else int(started)
 
 
@@ -116,5 +115,5 @@ def _exists(pid: int) -> bool:
         return True
     except (ProcessLookupError, OverflowError):
         return False
-    # Ours to signal, and yet without a file: it is on its way out, or just coming.
+    # We may signal it, and yet it has no file: it is just ending, or starting.
     return Path(f"/proc/{pid}").exists()

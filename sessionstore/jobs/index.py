@@ -136,7 +136,7 @@ class Index:
         )
 
     def last_position_and_time(self, kept: KeptConnection) -> tuple[int, int]:
-        """Return the last job's position, and the database's time."""
+        """Return the last job's position and the database's time; lock the session."""
         session = {"session": self.id, "session_name": self.name}
         row = kept.row(self._last_position, session)
         if row is None:
@@ -166,8 +166,8 @@ class Index:
     def compile_for_holders(self) -> None:
         """Compile the statements by which a claim's holder reads and writes its task.
 
-        It often is a child that was forked for that one task, and would take 3 ms for
-        it, each time anew.
+        The holder is often a child forked for that one task, and each of them would
+        spend 3 ms on it.
         """
         schema, database = self.objects.schema, self.database
         if self._is_compiled or database.settings.begin is None:
@@ -191,7 +191,7 @@ class Index:
         return {key: job for key, job in jobs.items() if job.session_id == self.id}
 
     def not_here(self, key: int) -> NotFoundError:
-        """Return the error for an ID that this session has not."""
+        """Return the error for an ID that is not in this session."""
         return NotFoundError(
             f"there is no object with ID {key} in the session {self.name!r}", id=key
         )
@@ -199,9 +199,9 @@ class Index:
     def fetch(
         self, kept: KeptConnection, ids: Sequence[int], roots: Collection[int]
     ) -> dict[int, Row]:
-        """Read objects; of ``roots`` those only that are in this session.
+        """Read objects; of ``roots``, only those that are in this session.
 
-        What a job refers to may stand outside, and is read all the same.
+        What they refer to is read wherever it is.
         """
         found = self.jobs.fetch(kept, ids)
         return {
@@ -246,7 +246,7 @@ class Index:
         """Remove the session with all its objects."""
 
         def work(kept: KeptConnection) -> None:
-            # First, so that whoever is adding a job is waited for.
+            # First, as this waits for whoever is adding a job.
             kept.change(self._delete, {"session": self.id})
             ids = self.jobs.lock_all(kept, self.id)
             for statement, parameters in self._delete_objects.parts(ids):

@@ -1,4 +1,4 @@
-"""The statements about who holds which job, and until when."""
+"""The statements about leases: who holds which job, and until when."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _NOT_FINAL = [literal(str(state)) for state in State if state != State.TERMINATE
 class LeaseTable:
     """Finds the jobs that may be claimed, and those that are held.
 
-    ``claimable_at`` is NULL for the former, and the end of the lease for the latter, so
-    that the index that ends in (state, claimable_at, position) serves both.
+    ``claimable_at`` is NULL for the former, and the lease's end for the latter, so that
+    the index on (session_id, state, claimable_at, position) serves both.
     """
 
     def __init__(self, settings: Settings, schema: Schema) -> None:
@@ -36,20 +36,20 @@ class LeaseTable:
             read.where(
                 table.c.state == bindparam("state"),
                 table.c.claimable_at.is_(None),
-                # Nested objects have none.  IS NOT NULL would say so too, but have
-                # SQLite go through all of them.
+                # Nested objects have none.  With IS NOT NULL, SQLite would go through
+                # all jobs.
                 table.c.position > 0,
             )
             .limit(bindparam("number"))
             .with_for_update(skip_locked=True)
         )
         if settings.names_index:
-            # MariaDB would rather go through the session by position.
+            # MariaDB would go through the whole session by position.
             hint = schema.hint(schema.claim_index)
             for name in ("mysql", "mariadb"):
                 free = free.with_hint(table, hint, name)
         else:
-            # PostgreSQL does not see that it is NULL for all, and would sort.
+            # PostgreSQL does not see that it is NULL in all rows, and would sort them.
             free = free.order_by(table.c.claimable_at)
         self._free = Statement(free.order_by(table.c.position))
         self._held = Statement(
@@ -79,7 +79,7 @@ class LeaseTable:
         states: Collection[State],
         number: int,
     ) -> list[Job]:
-        """Return the oldest jobs that nobody holds, and nobody else is claiming now."""
+        """Return the oldest jobs that nobody holds, nor is claiming just now."""
         jobs: list[Job] = []
         parameters: dict[str, Any] = {"session": session_id, "number": number}
         for state in states:

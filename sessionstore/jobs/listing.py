@@ -1,7 +1,7 @@
 """Looking at sessions and their jobs without loading an object.
 
-All of it comes from the tables beside the objects' own: names, states and times stand
-there, so that nothing is unpickled.  Many jobs are read page by page; see ``pages``.
+The names, states and times are in the tables beside the objects' own, so that nothing
+is unpickled.  Many jobs are read page by page; see ``pages``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from sessionstore.sql import SqlStore
 
 __all__ = ["PAGE", "Listing", "SessionSummary", "nearest"]
 
-#: Rows that are read at once where many are wanted.
+#: Rows that are read in one query.
 PAGE = 500
 
 
@@ -142,7 +142,7 @@ class Listing:
     # Jobs
 
     def job(self, session_id: int, id_: int) -> JobRow:
-        """Return one job of a session, or raise NotFoundError that tells more."""
+        """Return one job of a session, or raise NotFoundError, saying where it is."""
         rows = self._rows(self.pages.one(id_)) if fits(id_) else []
         if rows and rows[0][1] == session_id:
             return row_of(rows[0])
@@ -182,10 +182,7 @@ class Listing:
         return self._history.of(id_)
 
     def lock(self, rows: Sequence[JobRow]) -> list[JobRow]:
-        """Return the jobs that are still as they were read, locked.
-
-        To be called in a transaction, to whose end they stay so.
-        """
+        """Lock jobs until the transaction ends; return those not changed since read."""
         found = self._rows(self.pages.locked([row.id for row in rows]))
         there = {id_: rest for id_, *rest in found}
         return [
@@ -205,9 +202,9 @@ class Listing:
     def histories(
         self, session_id: int, since: datetime | None = None
     ) -> Iterator[list[Transition]]:
-        """Go through jobs in the order added, for the transitions of each.
+        """Yield the transitions of each job, in the order the jobs were added.
 
-        Of those that were changed since then, if it is given.
+        With ``since``, only of jobs that were changed since then.
         """
         after: tuple[Any, int] | None = None
         while True:
@@ -237,10 +234,10 @@ class Listing:
         after: JobRow | None = None,
         page: int = PAGE,
     ) -> Iterator[JobRow]:
-        """Go through jobs, from the one that follows ``after`` on.
+        """Go through jobs, beginning with the one that follows ``after``.
 
-        ``page`` of them are read at a time; between pages nothing is held, so that
-        the loop's body may write.  It is no snapshot.
+        ``page`` of them are read at a time, and nothing is held open in between, so
+        that the loop's body may write; it is no snapshot.
         """
         while True:
             query = self.pages.page(
@@ -260,7 +257,7 @@ class Listing:
             after = rows[-1]
 
     def count(self, session_id: int, wanted: Filter) -> int:
-        """Return how many jobs are meant."""
+        """Return how many jobs a filter lets through."""
         if not wanted.is_exact:
             return sum(1 for _ in self.jobs(session_id, wanted))
         [[number]] = self._rows(self.pages.count(session_id, wanted))
@@ -272,7 +269,7 @@ class Listing:
 
 
 def nearest(word: str, known: Collection[str]) -> str:
-    """Return a half sentence that names the known words nearest to one."""
+    """Return half a sentence that names the known words nearest to this one."""
     if not known:
         return "there are none yet"
     near = difflib.get_close_matches(word[:100], known, cutoff=0.5)

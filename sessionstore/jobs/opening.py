@@ -1,4 +1,4 @@
-"""What a session can be opened on, and under which name."""
+"""Checks of what a session is opened on, and of its name."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def check_name(name: object) -> str:
         not isinstance(name, str)
         or not 1 <= len(name) <= MAX_NAME
         or clean(name, MAX_NAME) != name
-        # To MySQL's utf8mb4_bin a name is the same with spaces after it.
+        # MySQL's utf8mb4_bin ignores spaces at the end.
         or name.endswith(" ")
     ):
         raise ConfigurationError(
@@ -62,7 +62,7 @@ def sql_store(
 
 
 def open_index(store: SqlStore, name: str, *, create: bool, is_ours: bool) -> Index:
-    """Return a session's index; where that fails, ``is_ours`` has the store closed."""
+    """Return a session's index; if that fails, and the store ``is_ours``, close it."""
     try:
         return Index(store._objects, name, create=create)
     except BaseException:

@@ -1,8 +1,8 @@
-"""Queries for pages of jobs: which ones, in which order, and from where on.
+"""Queries for pages of jobs: which ones, in which order, beginning where.
 
-Each page begins where the one before ended, by key.  The order in which jobs were added
-is an index's own; so are, in the claims' index, a state's jobs that nobody holds, in
-that order, and after them those that somebody holds, of which there are few.
+Each page begins, by its key, where the one before ended.  One index has the jobs in the
+order added.  The claims' index has, for each state, the jobs that nobody holds in that
+order, and after them the few that somebody holds.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Filter:
     """Which jobs are meant; what is not given does not matter."""
 
     states: Collection[str] = ()
-    #: A pattern as the shell's, of the whole name.
+    #: A pattern for the whole name, as in a shell.
     name: str | None = None
     #: Last changed then or later, by the database's clock.
     since: datetime | None = None
@@ -72,14 +72,14 @@ class Filter:
     holder: str | None = None
 
     def fits(self, row: JobRow) -> bool:
-        """Say whether a row is meant whose state and times are known to be."""
+        """Say whether a row fits, of which the state and the times are known to."""
         if self.name is not None and not fnmatchcase(row.name, self.name):
             return False
         return self.holder is None or _is_held_by(row.holder, self.holder)
 
     @property
     def is_exact(self) -> bool:
-        """Whether the database alone can tell which rows are meant."""
+        """Whether the database alone can tell which rows fit."""
         return self.name is None and self.holder is None
 
 
@@ -98,17 +98,18 @@ class Pages:
         return select(*self.columns).where(self._table.c.job_id == id_)
 
     def locked(self, ids: Sequence[int]) -> Select[Any]:
-        """Return the query for jobs' revisions, which locks the jobs."""
+        """Return the query that locks jobs, and reads their revisions."""
         table = self._table
         query = select(table.c.job_id, table.c.revision, table.c.session_id)
         among = table.c.job_id.in_([literal(id_) for id_ in ids])
-        # By ID, as everybody locks several, lest two end in a deadlock.
+        # By ID, as everybody does who locks several, or two could end in a deadlock.
         return query.where(among).order_by(table.c.job_id).with_for_update()
 
     def count(self, session_id: int, wanted: Filter) -> Select[Any]:
-        """Return the query for the number of jobs, as far as the database can tell."""
+        """Return the query that counts jobs, as far as the database alone can."""
         table = self._table
-        # As an expression where states are given, lest SQLite go by position then.
+        # Where states are given, an expression, or SQLite would use the index by
+        # position.
         position = table.c.position + 0 if wanted.states else table.c.position
         query = select(func.count()).select_from(table)
         return query.where(
@@ -120,7 +121,7 @@ class Pages:
     ) -> Select[Any]:
         """Return the query for the transitions of a page of jobs, in the order added.
 
-        Of jobs that were changed since then, if it is given.
+        With ``since``, only of jobs that were changed since then.
         """
         table, entries = self._table, self._schema.transitions
         position = table.c.position
@@ -130,7 +131,7 @@ class Pages:
         )
         ordered = jobs.order_by(*_order(table, position, False)).limit(limit)
         page = self._by(self._schema.order_index, ordered).subquery()
-        # A job without any is there too, as the next page begins after it.
+        # A job without any has a row too, as the next page may begin after it.
         joined = select(page.c.position, page.c.job_id, *_entry(entries)).outerjoin(
             entries, entries.c.job_id == page.c.job_id
         )
@@ -177,7 +178,7 @@ class Pages:
         return query.order_by(*_order(table, column, descending)).limit(limit)
 
     def _by(self, index: str, query: Select[Any]) -> Select[Any]:
-        """Have MariaDB and MySQL use an index, which they would often not."""
+        """Make MariaDB and MySQL use an index, which they often would not."""
         if self._names_index:
             for name in ("mysql", "mariadb"):
                 query = query.with_hint(self._table, self._schema.hint(index), name)
@@ -191,11 +192,11 @@ class Pages:
         after: JobRow | None,
         limit: int,
     ) -> Select[Any]:
-        """Return the query for a page in the order added, each state by the index."""
+        """Return the query for a page in the order added, by the claims' index."""
         table = self._table
         claimable_at = table.c.claimable_at
         states = [literal(str(state)) for state in wanted.states or State]
-        # As an expression, lest SQLite go through the whole session by position.
+        # An expression, or SQLite would go through the whole session by position.
         position = (table.c.position + 0).label("position")
         key = _key(position, after)
         held = [position if c.name == "position" else c for c in self.columns]
@@ -229,7 +230,7 @@ class Pages:
         )
 
     def _among(self, wanted: Filter) -> list[Any]:
-        # As parameters of their own: a Statement is text.
+        # Each a parameter of its own, as a Statement is fixed text.
         states = [literal(str(state)) for state in wanted.states]
         return [self._table.c.state.in_(states)] if states else []
 
@@ -279,7 +280,7 @@ _INSTANTS = frozenset({"lease_expires_at", "created_at", "updated_at"})
 
 
 def row_of(values: Sequence[Any]) -> JobRow:
-    """Return what a page's query gave."""
+    """Return a row that a page's query gave."""
     read: list[Any] = [
         maybe_instant(value) if column in _INSTANTS else value
         for column, value in zip(_COLUMNS, values, strict=True)
@@ -304,7 +305,7 @@ def _order(table: Any, column: Any, descending: bool) -> Sequence[Any]:
 
 
 def _key(column: Any, row: JobRow | None) -> Key | None:
-    """Return where a row stands in the order of a column."""
+    """Return where a row is in the order of a column."""
     if row is None:
         return None
     value: Any = {
@@ -319,8 +320,8 @@ def _key(column: Any, row: JobRow | None) -> Key | None:
 
 
 def _bounds(table: Any, column: Any, descending: bool, after: Key | None) -> list[Any]:
-    """Return conditions for what follows in an order, and has a place in it."""
-    # Of two lower bounds of a position SQLite would take the one or the other.
+    """Return the conditions for what follows in an order, and has a place there."""
+    # Not both at once: of two lower bounds SQLite uses either one.
     listed = [column > 0] if column.name == "position" else []
     if after is None:
         return listed
@@ -336,7 +337,7 @@ def _bounds(table: Any, column: Any, descending: bool, after: Key | None) -> lis
 
 
 def _like(pattern: str) -> str:
-    """Return a LIKE pattern that lets through all that a shell's pattern does."""
+    """Return a LIKE pattern that lets through at least what a shell's pattern does."""
     like, i = [], 0
     while i < len(pattern):
         character = pattern[i]
@@ -355,7 +356,7 @@ def _like(pattern: str) -> str:
 
 def _end_of_class(pattern: str, start: int) -> int:
     """Return where the ``]`` of a class of characters stands, 0 if it has none."""
-    # As fnmatch has it: one that comes first is a member.
+    # As in fnmatch, a ``]`` that comes first is a member.
     first = start + (pattern[start : start + 1] == "!")
     return max(0, pattern.find("]", first + 1))
 

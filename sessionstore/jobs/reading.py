@@ -1,4 +1,4 @@
-"""Reading a session's objects: by ID, again in place, and all of them."""
+"""Reading a session's objects: some by their IDs, one again in place, or all."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ __all__ = ["each", "load", "refresh", "stored_parts", "stored_workflow", "workfl
 
 log = logging.getLogger(__name__)
 
-#: Objects that an iteration has in memory at once.
+#: Objects that an iteration reads at once.
 BATCH = 50
 
 
 def load(
     index: Index, keys: Sequence[int]
 ) -> tuple[dict[int, Any], dict[int, LoadError]]:
-    """Return the objects with these IDs, and why others could not be had."""
+    """Return the objects with these IDs, and the errors of those that cannot be had."""
     roots = frozenset(keys)
     identities = index.objects.identities
     decoded = index.objects.load_many(
@@ -35,8 +35,8 @@ def load(
         fetch=lambda kept, ids: index.fetch(kept, ids, roots),
         adopt=lambda _, obj, row: _adopt(identities, obj, row),
     )
-    # A live object may be of another session, or none, and one that was read past
-    # the session has no revision yet.
+    # A live object may be in another session, or in none; and one that was read by the
+    # plain store has no revision yet.
     live = [key for key in decoded.objects if key not in decoded.rows]
     jobs = index.mine(live) if live else {}
     for key in live:
@@ -65,7 +65,7 @@ def _adopt(identities: IdentityMap, obj: Any, row: Row) -> None:
 
 
 def refresh(index: Index, task: Persistable) -> None:
-    """Read an object again, in place, and what it refers to if that is not live."""
+    """Read an object again, in place, and what it refers to that is not live."""
     identities = index.objects.identities
     key = identities.known_id(task)
     if key is None:
@@ -90,7 +90,7 @@ def refresh(index: Index, task: Persistable) -> None:
             ) from error
         decoded.objects[key] = task
         live = identities.live(key)
-        # After a rollback nothing may be live here, and then it is this one.
+        # After a rollback nothing may be live under this ID; then it is this object.
         identities.adopt(
             {i: obj for i, obj in decoded.objects.items() if i != key or live is None}
         )
@@ -103,19 +103,19 @@ def refresh(index: Index, task: Persistable) -> None:
 def stored_workflow(index: Index, kept: KeptConnection, key: int) -> Sequence[int]:
     """Return the IDs of an object and of the ``tasks`` inside it, as they are stored.
 
-    Of one that cannot be read it is the object's alone.
+    If the object cannot be read, it is its own ID alone.
     """
     objects = _stored(index, kept, key)
     ids = {id(obj): object_id for object_id, obj in objects.items()}
-    # They are not live, so that their own IDs are none or, of a copy, another's.
+    # By id(), as they are not live: they have no IDs, or, if copied, those of others.
     parts = workflow([objects[key]], key_of=id) if objects else []
     return [ids[id(part)] for part in parts if id(part) in ids] or [key]
 
 
 def stored_parts(index: Index, kept: KeptConnection, key: int) -> Sequence[int]:
-    """Return the IDs of all that an object refers to, however far, as it is stored.
+    """Return the IDs of all that an object refers to, however deep, as it is stored.
 
-    Of one that cannot be read there are none.
+    If the object cannot be read, there are none.
     """
     return [id_ for id_ in _stored(index, kept, key) if id_ != key]
 
@@ -123,7 +123,7 @@ def stored_parts(index: Index, kept: KeptConnection, key: int) -> Sequence[int]:
 def _stored(index: Index, kept: KeptConnection, key: int) -> dict[int, Any]:
     """Read an object anew, with what it refers to; nothing if it cannot be read.
 
-    What is live of them may be older, or newer, than what is stored.
+    None is taken from memory, where it may be older, or newer, than what is stored.
     """
 
     def fetch(ids: Sequence[int]) -> Mapping[int, Row]:
@@ -137,7 +137,7 @@ def _stored(index: Index, kept: KeptConnection, key: int) -> dict[int, Any]:
 
 
 def each(index: Index) -> Iterator[tuple[int, Any, LoadError | None]]:
-    """Go through the jobs' IDs, each with its object or what is wrong with it."""
+    """Yield each job's ID, and its object or the error that reading it gave."""
     batch: list[int] = []
     for id_ in index.ids(None):
         batch.append(id_)
@@ -166,8 +166,8 @@ def workflow(
     inside: deque[Any] = deque()
     seen: dict[object, object] = {}
     for task in chain(tasks, _taken_from(inside)):
-        # By its ID, as it may be freed, and read anew with another that has it inside;
-        # one without is kept, or the next to be made might get its place in memory.
+        # By its ID, as it may be freed, and read again inside another.  One without an
+        # ID is kept, or the next one might be made at its place in memory.
         key, kept = key_of(task), None
         if key is None:
             key, kept = (id(task),), task
@@ -175,7 +175,7 @@ def workflow(
             seen[key] = kept
             yield task
             parts = getattr(task, "tasks", ())
-            # An attribute of that name may be anything else, as a number of tasks.
+            # An attribute of that name may be something else, such as a number.
             if isinstance(parts, Iterable):
                 inside.extend(part for part in parts if isinstance(part, Persistable))
 

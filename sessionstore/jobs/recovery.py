@@ -1,4 +1,4 @@
-"""Tasks whose holder is no more are anybody's again."""
+"""Freeing the tasks whose holder is gone, or has lost its lease."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = ["Seen", "recover"]
 
 log = logging.getLogger(__name__)
 
-#: Microseconds for which who reaps a task has it alone.
+#: Microseconds for which whoever reaps a task holds it.
 LEASE = 60_000_000
 
 
@@ -38,14 +38,14 @@ class Owner(claims.Owner, Protocol):
 
 
 class Seen:
-    """What one session object has seen at its calls of ``recover``."""
+    """What a session object remembers from one call of ``recover`` to the next."""
 
     def __init__(self) -> None:
         self._ends: dict[object, float] = {}
         self._said: dict[int, str] = {}
 
     def look(self, jobs: Sequence[Job]) -> None:
-        """Note until when these leases run by the monotonic clock, and no others."""
+        """Note when these leases end by the monotonic clock; forget all others."""
         now, seen, said = time.monotonic(), self._ends, self._said
         self._ends = {
             _lease(job): seen.get(_lease(job), now + _seconds_left(job)) for job in jobs
@@ -54,17 +54,17 @@ class Seen:
         self._said = {id_: text for id_, text in said.items() if id_ in ids}
 
     def has_ended(self, job: Job) -> bool:
-        """Say whether a lease ran out, and was not only overtaken by the clock.
+        """Say whether a lease ran out, and not only because the clock was set.
 
-        The database's clock may be set forth, on a host that started without one by
-        years.  No holder could have renewed its lease in that moment.  So one that was
-        seen running is given the time that was left to it.
+        The database's clock may be set forward, by years on a host that started without
+        one, and no holder could have renewed its lease just then.  So a lease that was
+        seen running is given the time that it had left.
         """
         end = self._ends.get(_lease(job), 0.0)
         return _seconds_left(job) <= 0 and end <= time.monotonic()
 
     def is_news(self, job_id: int, text: str) -> bool:
-        """Say whether this is something else than what was said of a job before."""
+        """Say whether this was not what was said of the job the last time."""
         before, self._said[job_id] = self._said.get(job_id), text
         return before != text
 
@@ -104,7 +104,7 @@ def recover(
         except (ConflictError, LeaseLostError, NotFoundError):
             log.info("task %s was recovered by somebody else", job.job_id)
         except ReapError as error:
-            # One task whose commands do not end must not keep the others waiting.
+            # A task whose command does not end must not keep the others waiting.
             is_news = session._seen.is_news(job.job_id, str(error.cause))
             say = log.error if is_news else log.debug
             say("task %s stays claimed: %s", job.job_id, error.cause)
@@ -115,7 +115,7 @@ def recover(
 
 
 class ReapError(Exception):
-    """What the caller's function raised."""
+    """Carries what the caller's ``reap`` raised."""
 
     def __init__(self, cause: Exception) -> None:
         self.cause = cause
@@ -158,11 +158,11 @@ def _recover_one(
 def _lapsed(session: Owner, kept: KeptConnection, key: int) -> Job | None:
     """Return a job, locked, if it is still to be recovered.
 
-    One that another has locked is left for the next time: its holder is writing it, or
-    vanished in the middle of that, and the others are not to wait until that shows.
+    One that is locked is left for the next time: its holder is writing it, or vanished
+    while it did, and the other tasks must not wait until that is known.
     """
     job = session._index.jobs.lock_free(kept, key)
-    # A renewal leaves the revision as it is, so that the lease is looked at again.
+    # Looked at again, as a renewal does not show in the revision.
     return job if job is not None and _why_free(session, job) else None
 
 
@@ -172,7 +172,7 @@ def _take_over(session: Owner, kept: KeptConnection, key: int) -> Claim | None:
 
 
 def _give_up(index: Index, claim: Claim) -> None:
-    """Let the lease run out now, for the next one who recovers to try again."""
+    """Let the lease run out now, so that the next call of ``recover`` tries again."""
 
     def work(kept: KeptConnection) -> None:
         now = index.job(kept, claim.id).now
@@ -191,7 +191,7 @@ def _free(
     *,
     problem: str = "",
 ) -> bool:
-    """Make a job anybody's; with a problem, somebody's who looks into it first."""
+    """Free a job; with a ``problem`` it is STOPPED, for somebody to look into it."""
     index = session._index
     if token is None:
         job = _lapsed(session, kept, key)
@@ -207,7 +207,7 @@ def _free(
     elif max_attempts is not None and job.attempts >= max_attempts:
         exhaust(index, kept, job, token)
     elif problem:
-        # From UNKNOWN there is a way to STOPPED, whatever it was.
+        # By way of UNKNOWN, as not every state may become STOPPED.
         record(index, kept, job, State.UNKNOWN, why, token)
         job = job._replace(state=State.UNKNOWN, revision=job.revision + 1)
         record(index, kept, job, State.STOPPED, problem, token, FREE)
@@ -217,7 +217,7 @@ def _free(
 
 
 def _why_free(session: Owner, job: Job) -> str | None:
-    """Say why a task's holder has it no more, None if it has it."""
+    """Say why a task's holder has lost it; None if it has not."""
     if job.holder is None or job.lease_expires_at is None:
         return None
     if session._seen.has_ended(job):

@@ -78,9 +78,9 @@ def columns_of(table: Table) -> Sequence[ColumnElement[Any]]:
 
 
 class JobTable:
-    """Reads and writes job rows; every write moves the row's revision on by one.
+    """Reads and writes job rows; every write adds one to the row's revision.
 
-    What ``changes`` are made to a session's jobs is told to those who wait for it.
+    ``changes`` tells those who wait that a session's jobs have changed.
     """
 
     def __init__(self, database: Database, schema: Schema, changes: Changes) -> None:
@@ -116,8 +116,7 @@ class JobTable:
         )
         in_session = table.c.session_id == bindparam("session")
         listed = in_session & table.c.position.is_not(None)
-        # MariaDB would use no index for a comparison of pairs, and read all that came
-        # before.
+        # Not as pairs: for these MariaDB uses no index, and reads all rows before them.
         position: BindParameter[int] = bindparam("position")
         after = or_(table.c.position > position, table.c.job_id > bindparam("job"))
         page = (
@@ -147,7 +146,7 @@ class JobTable:
     def read(
         self, kept: KeptConnection, ids: Iterable[int], *, lock: bool = False
     ) -> dict[int, Job]:
-        """Return the rows that there are; locked, others wait to change them."""
+        """Return the rows that exist; with ``lock``, others wait to change them."""
         jobs: dict[int, Job] = {}
         by_ids = self._lock if lock else self._read
         for statement, parameters in by_ids.parts(sorted(ids)):
@@ -156,7 +155,7 @@ class JobTable:
         return jobs
 
     def lock_free(self, kept: KeptConnection, job_id: int) -> Job | None:
-        """Return a row, locked; None if there is none, or another has locked it."""
+        """Return a row, locked; None if there is none, or if it is locked already."""
         row = kept.row(self._lock_free, {"id": job_id})
         return None if row is None else Job(*row)
 
@@ -178,8 +177,7 @@ class JobTable:
     ) -> bool:
         """Add one row at a session's end; say whether there is a session to add to.
 
-        This is what ``insert`` does, with its position and its time found out in the
-        same statement.
+        As ``insert``, but the statement itself finds out the position and the time.
         """
         write_id = self._witnesses.write_id(row["job_id"], _NEW["revision"], session_id)
         session = {"session": session_id, "session_name": name}
@@ -193,7 +191,7 @@ class JobTable:
     ) -> int:
         """Change a row unless somebody else did, and return its new revision.
 
-        A job that is TERMINATED is nobody's any more.
+        A job that becomes TERMINATED is held no more.
 
         Raises ConflictError if the row is not at ``job.revision`` any more, and what
         ``check_holder`` raises.
@@ -207,7 +205,7 @@ class JobTable:
         return revision
 
     def put(self, kept: KeptConnection, job: Job, **values: Any) -> int:
-        """Change a row as ``change`` does, whoever holds the job, and tell nobody.
+        """Change a row as ``change`` does, but whoever holds it, and tell nobody.
 
         Raises ConflictError if the row is not at ``job.revision`` any more.
         """
@@ -232,7 +230,7 @@ class JobTable:
         return statement
 
     def of_holder(self) -> Iterator[Statement]:
-        """Yield what runs when a job's holder reads, saves and moves it."""
+        """Yield the statements by which a job's holder reads, saves and moves it."""
         for by_ids in (self._objects, self._lock):
             yield from (statement for statement, _ in by_ids.parts([0]))
         for names in ({"name", "state", "returncode"}, {"state"}):
@@ -258,7 +256,7 @@ class JobTable:
         old_session: int | None,
         session: int | None,
     ) -> None:
-        """Move those jobs to another session, or none, that are not listed themselves.
+        """Move those of the jobs that are unlisted to another session, or to none.
 
         Their revisions stay, as nothing changes that was read of them.
         """
@@ -305,7 +303,7 @@ class JobTable:
         )
 
     def lock_all(self, kept: KeptConnection, session_id: int) -> list[int]:
-        """Let no object leave a session, nested ones included; return their IDs."""
+        """Lock all objects of a session, nested ones included; return their IDs."""
         rows = kept.rows(self._lock_all, {"session": session_id})
         return [job_id for (job_id,) in rows]
 
@@ -329,7 +327,7 @@ _NEW: dict[str, Any] = {
 def check_holder(job: Job, token: int | None) -> None:
     """Raise an error unless a job is free, or held by whoever has this token.
 
-    Without a token it is ConflictError, with one that holds no more LeaseLostError.
+    It is ConflictError without a token, and LeaseLostError with one that is too old.
     """
     if token is None:
         if job.holder is not None:
@@ -356,7 +354,7 @@ def last_position(schema: Schema) -> ColumnElement[int]:
 
 
 def locked_session(schema: Schema, *columns: ColumnElement[Any]) -> Select[Any]:
-    """Return a query that keeps a session from being destroyed under an addition."""
+    """Return a query that locks a session, so that nobody destroys it meanwhile."""
     sessions = schema.sessions
     condition = (
         sessions.c.id == bindparam("session"),

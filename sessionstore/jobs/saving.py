@@ -22,13 +22,13 @@ __all__ = ["Move", "check_expected", "check_persistable", "save_graph"]
 
 
 class Move(NamedTuple):
-    """A transition that is asked for."""
+    """A transition that somebody asks for."""
 
     to: State
     #: The states it may start from; None: any that is legal.
     expect: Collection[State] | None
     info: str
-    #: None: as it is.
+    #: None: it stays as it is.
     returncode: int | None
 
     @classmethod
@@ -53,9 +53,9 @@ def save_graph(
 ) -> tuple[Sequence[int], Sequence[Mapping[str, Any]]]:
     """Write objects with all they refer to; return their IDs and the history's rows.
 
-    They become jobs if they are to be ``listed``, else they must be in the session.
-    With a ``move`` the states that they have now are transitions, and with a ``token``
-    they are held by the claim that has it.
+    With ``listed`` they become jobs of the session, else they must be in it already.
+    With a ``move`` their present states are recorded as that transition.  A ``token``
+    is that of the claim that holds them.
     """
     if not tasks:
         return [], []
@@ -98,7 +98,7 @@ def _new_row(record: Record) -> dict[str, Any]:
 
 
 def _take_in(index: Index, kept: KeptConnection, parts: Mapping[int, object]) -> None:
-    """Let what left its session along with a workflow come into this one with it."""
+    """Take in the parts that left their session together with a workflow."""
     unread = [
         id_ for id_, obj in parts.items() if getattr(obj, "_revision", None) is None
     ]
@@ -111,8 +111,8 @@ def _take_in(index: Index, kept: KeptConnection, parts: Mapping[int, object]) ->
 
 
 def _recall(index: Index, obj: object, job: Job) -> None:
-    # What is in no session can only have been read past it: nobody's change gets
-    # lost, but a returncode that stands in the job's row alone would.
+    # Of what is in no session, the plain store has read the object alone: a returncode
+    # that only the job's row has would get lost.
     execution = getattr(obj, "execution", None)
     if hasattr(execution, "returncode"):
         index.objects.identities.set_until_rollback(
@@ -121,7 +121,7 @@ def _recall(index: Index, obj: object, job: Job) -> None:
 
 
 class _GraphWriter:
-    """Gathers the job rows and history entries that one save of a graph takes."""
+    """Gathers the job rows and history entries that saving one graph takes."""
 
     def __init__(
         self,
@@ -165,7 +165,7 @@ class _GraphWriter:
             )
 
     def _begin_to_add(self) -> None:
-        """Find out where the session ends, and keep it there for what is added."""
+        """Read the session's last position, and lock the session for what is added."""
         if not self._now:
             self._last, self._now = self._index.last_position_and_time(self._kept)
 

@@ -35,7 +35,7 @@ _LEGAL: dict[State, frozenset[State]] = {
 
 def check_transition(id_: int, old: str, new: State) -> None:
     """Raise TransitionError unless a job may go from ``old`` to ``new``."""
-    # Whoever writes past the session may have put anything there.
+    # Who writes to the table directly may have put anything there.
     legal = _LEGAL[State(old)] if old in _LEGAL else _ANY
     if new not in legal:
         allowed = ", ".join(sorted(legal)) or "no other but by redo()"

@@ -26,7 +26,7 @@ def move_job(
 ) -> Transition:
     """Change a job's state, and leave its payload alone.
 
-    ``token`` is that of the claim by which the job is held, here as in ``move_task``.
+    ``token`` is that of the claim that holds the job, if one does; as in ``move_task``.
     """
     returncode = move.returncode
     if returncode is not None and not fits(returncode):
@@ -69,7 +69,7 @@ def record(
     token: int | None = None,
     values: Mapping[str, Any] = MappingProxyType({}),
 ) -> Transition:
-    """Write a job's new state, with its history and ``values`` of its row."""
+    """Write a job's new state, other ``values`` of its row, and the history entry."""
     revision = index.jobs.change(kept, job, token, state=str(new), **values)
     kept.change(
         index.objects.schema.set_state,
@@ -98,7 +98,7 @@ def record(
 def move_task(
     index: Index, task: Persistable, move: Move, token: int | None = None
 ) -> Transition:
-    """Save a task in another state; it is as it was if that fails."""
+    """Save a task in another state; if that fails, the task stays as it was."""
     execution: Any = getattr(task, "execution", None)
     if not hasattr(execution, "state"):
         raise TransitionError(
@@ -122,8 +122,8 @@ def move_task(
 
 
 def _assign(execution: Any, move: Move) -> Callable[[], None]:
-    # Not marked as changes: the task is written in any case, and if that fails, no
-    # mark must stay.
+    # Not marked as changes: the task is written anyway, and if that fails, the mark
+    # must not stay.
     before = {"state": execution.state}
     after: dict[str, object] = {"state": move.to}
     if move.returncode is not None:

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def update(session: Owner, key: int) -> Iterator[Any]:
-    """Give an object that was read under a lock, and save it at the block's end."""
+    """Yield an object that was read under a lock, and save it at the block's end."""
     index = session._index
     live = index.objects.identities.live(key)
     if not isinstance(live, Persistable):  # loading it says what is wrong
@@ -45,7 +45,7 @@ def update(session: Owner, key: int) -> Iterator[Any]:
             yield task
             save_graph(index, [task], listed=False)
     except BaseException:
-        # A change inside a container leaves no mark, so that it is always read.
+        # Always, as a change inside a container leaves no mark.
         if task is not None and pid == os.getpid():
             _put_back(session, task)
         raise

@@ -28,9 +28,10 @@ from sessionstore.jobs.index import Index
 
 __all__ = ["Waiting"]
 
-#: Seconds between two looks where nobody tells; half of it is the median delay.  A
-#: look takes up to 0.2 ms of a core for a file, and 0.5 ms where a server is asked, as
-#: the CPU's caches are cold after each pause; who waits is to take less than 1 %.
+#: Seconds between two looks where nobody tells of changes; half of it is the median
+#: delay.  A look takes up to 0.2 ms of a core for a file, and 0.5 ms where a server is
+#: asked, as the CPU's caches are cold after each pause.  Waiting is to take less
+#: than 1 % of a core.
 INTERVAL_OF_FILE = 0.04
 INTERVAL_OF_COUNTER = 0.06
 #: The most seconds that poll() is given: it takes an int of milliseconds.
@@ -40,7 +41,7 @@ _LONG = 86_400.0
 class Watch(Protocol):
     """What one thread has seen of a session's changes."""
 
-    #: Readable when there may be something new, None where nobody tells.
+    #: Readable when there may be something new; None where nobody tells of changes.
     descriptor: int | None
     #: Seconds until the next look, if nobody tells of anything sooner.
     interval: float
@@ -52,8 +53,8 @@ class Watch(Protocol):
 class Waiting:
     """Waits for changes of one session.
 
-    Each thread has seen what it has seen, so that none misses what came while it was
-    busy with what it saw before.
+    What was seen is noted for each thread, so that none misses what came while it was
+    busy with the changes before.
     """
 
     def __init__(self, index: Index) -> None:
@@ -87,8 +88,8 @@ class Waiting:
             state.watch, state.has_missed = None, True
             if watch.descriptor is None:
                 raise
-        # At once: the caller looks at the session now, and what comes after that look
-        # is for the next call to tell.
+        # At once: the caller looks at the session now, and the next call tells what
+        # comes after that.
         return self.wait(0)
 
     def _watch(self, watch: Watch, until: float) -> bool:
@@ -134,7 +135,7 @@ class _ThreadState(threading.local):
 
 
 class _Polling:
-    """Compares what is another value after each change."""
+    """Compares a value that is another one after each change."""
 
     descriptor: int | None = None
 
@@ -169,11 +170,11 @@ class _Listening:
 
 @contextmanager
 def _signals() -> Iterator[tuple[int | None, bool]]:
-    """Give a descriptor that is readable once a signal has come, and if one has.
+    """Yield a descriptor that is readable once a signal has come, and whether one has.
 
-    Python goes on waiting when a signal's handler has returned (PEP 475), and a
-    handler that only makes a note wants to be heard of.  None in other threads than
-    the main one, which no handler runs in.
+    Python goes on waiting when a signal's handler has returned (PEP 475), but a handler
+    that only makes a note relies on the wait to end.  The descriptor is None in any
+    other thread than the main one, as no handler runs there.
     """
     if threading.current_thread() is not threading.main_thread():
         yield None, False
@@ -192,12 +193,12 @@ def _signals() -> Iterator[tuple[int | None, bool]]:
 
 
 def _is_unread(descriptor: int) -> bool:
-    """Say whether a signal waits to be read where the caller wanted to hear of it.
+    """Say whether there is something to read in the caller's own wakeup descriptor.
 
-    It came after the caller has looked there, and before we could be told of it.
+    Such a signal came after the caller had looked there, and before we watched.
     """
-    # The other end of the pipe is the caller's; Linux counts the bytes at this one
-    # too, other systems tell of none.
+    # We have the end that is written to.  Linux counts the unread bytes here too; other
+    # systems say 0.
     count = array("i", [0])
     try:
         fcntl.ioctl(descriptor, termios.FIONREAD, count)
@@ -207,7 +208,7 @@ def _is_unread(descriptor: int) -> bool:
 
 
 def _pass_on(reader: int, to: int) -> None:
-    # Whoever had asked for it is to be woken too.
+    # Whoever set the descriptor before has to be woken too.
     try:
         came = os.read(reader, 4096)
         if to != -1:

@@ -1,7 +1,7 @@
-"""How a transaction tells whether it was committed, where nobody answered COMMIT.
+"""How to find out whether a transaction was committed if COMMIT was not answered.
 
-Each job's row has the write ID of the transaction that wrote it last.  So any row that
-a transaction wrote, and did not remove again, bears witness to it.
+Each job's row has the write ID of the transaction that wrote it last.  So each row that
+a transaction wrote, and did not remove again, is a witness to it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class _Written(NamedTuple):
     """What a transaction wrote of one row."""
 
     revision: int
-    #: Of a row that it added, None for one that was there.
+    #: The session of a row that it added; None for a row that was there.
     session_id: int | None
 
 
@@ -33,13 +33,13 @@ class _Noted:
     """What is known of one transaction."""
 
     def __init__(self) -> None:
-        #: By job ID, the last one last.  Of many that are added at once it is one.
+        #: By job ID, in the order written.  Of many that are added at once it has one.
         self.rows: dict[int, _Written] = {}
         self.has_added = False
 
 
 class Witnesses:
-    """Has each transaction know how it is told whether it was committed."""
+    """Notes in each transaction how to find out whether it was committed."""
 
     def __init__(self, database: Database, schema: Schema) -> None:
         self._database = database
@@ -58,8 +58,8 @@ class Witnesses:
     def write_id(self, job_id: int, revision: int, session_id: int | None) -> str:
         """Return the write ID for a row that is written.
 
-        ``session_id`` is given for a row that is new: it is locked by its session's
-        row, while it is not there yet for others to wait for.
+        ``session_id`` is given for a new row.  Nobody can wait for the lock of a row
+        that is not there yet, but for that of its session's row.
         """
         scope = self._database.scope
         assert scope is not None
@@ -74,7 +74,7 @@ class Witnesses:
         return write_id
 
     def removed(self, ids: Sequence[int]) -> None:
-        """Note that rows were deleted, which can bear witness by that alone."""
+        """Note that rows were deleted; that they are gone can be the only witness."""
         scope = self._database.scope
         if scope is None or not ids:
             return
@@ -82,7 +82,8 @@ class Witnesses:
         for job_id in ids:
             noted.rows.pop(job_id, None)
         if not noted.rows and not noted.has_added:
-            # There were such rows before, and it matters little who removes them.
+            # They were there before; if they are gone, it does not matter who removed
+            # them.
             scope.has_landed = partial(self._is_gone, ids[0])
 
     def _noted(self, scope: Scope) -> _Noted:
@@ -92,7 +93,7 @@ class Witnesses:
     def _has_landed(
         self, write_id: str, rows: dict[int, _Written], kept: KeptConnection
     ) -> bool | None:
-        # What others have written over tells nothing, and another row may.
+        # A row that others have overwritten tells nothing, but another one may.
         for job_id, written in reversed(rows.items()):
             landed = self._tells(write_id, job_id, written, kept)
             if landed is not None:
@@ -102,7 +103,7 @@ class Witnesses:
     def _tells(
         self, write_id: str, job_id: int, written: _Written, kept: KeptConnection
     ) -> bool | None:
-        # The server may still be at work on the commit: both reads wait for it.
+        # The server may still be committing: both reads wait for that.
         is_new = written.session_id is not None
         if is_new:
             kept.row(self._wait_for_session, {"session": written.session_id})
@@ -111,7 +112,7 @@ class Witnesses:
             return False if is_new else None
         if row[0] == write_id or is_new:
             return True
-        # Whoever wrote it after us has written over what would tell.
+        # If somebody wrote it after us, our write ID is overwritten.
         return None if row[1] >= written.revision else False
 
     def _is_gone(self, job_id: int, kept: KeptConnection) -> bool:
