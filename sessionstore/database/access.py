@@ -1,9 +1,9 @@
 """One database: reads and writes, each on the connection that its thread keeps.
 
-Nothing else in the package begins or ends transactions.  A write begins in the way
-its database wants: with BEGIN IMMEDIATE on SQLite, where a transaction that reads
-first and writes later is refused when somebody else wrote in between.  A write of
-one statement needs neither BEGIN nor COMMIT, being a transaction by itself.
+Nothing else in the package begins or ends transactions.  A write begins in the way its
+database wants: on SQLite with BEGIN IMMEDIATE, as a transaction that reads first and
+writes later is refused if somebody else wrote in between.  A write of one statement
+needs neither BEGIN nor COMMIT, as it is a transaction by itself.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ __all__ = ["Database"]
 T = TypeVar("T")
 Work = Callable[[KeptConnection], T]
 
-#: How often a deadlock is answered by trying again.
+#: How often a write is tried that a deadlock ends.
 ATTEMPTS = 6
 
 
@@ -62,7 +62,7 @@ class Database:
         )
         self.url = self.connections.url
         self.settings = self.connections.settings
-        #: Tells it from all others; in-memory databases have the same URL.
+        #: Differs from all others' names; in-memory databases have the same URL.
         self.name = repr(self.url)
         if self.connections.is_in_memory:
             self.name += f" {uuid.uuid4()}"
@@ -106,8 +106,8 @@ class Database:
     ) -> T:
         """Run ``work`` in a transaction, again after a deadlock.
 
-        ``is_repeatable`` tells that it does no harm if it is done twice: then it is,
-        where nobody knows whether it was committed.
+        ``is_repeatable`` says that it may be done twice: it is done again if nobody
+        knows whether it was committed.
 
         Inside a caller's own transaction nothing is tried again.
         """
@@ -139,8 +139,8 @@ class Database:
             return work(scope.kept)
 
     def _write_one_statement(self, work: Work[T]) -> T:
-        # An idle connection that the server has closed is found out before anything
-        # is sent on it: only BEGIN can be sent twice without a doubt.
+        # A connection that the server has closed while it was idle must be noticed
+        # before anything is sent on it: only BEGIN can safely be sent twice.
         if self.settings.concurrent_writers and self.connections.may_be_dead():
             return self._write_once(work)
         try:
@@ -172,7 +172,7 @@ class Database:
 
     @contextmanager
     def aside(self) -> Iterator[KeptConnection]:
-        """Give another connection, whose writes commit at once, for a moment."""
+        """Yield a new connection, whose writes are committed at once."""
         with hooks.gate.inside():
             kept = self.connections.open()
             kept.is_busy = True
@@ -185,7 +185,7 @@ class Database:
 
     @contextmanager
     def snapshot(self) -> Iterator[KeptConnection]:
-        """Give another connection, which sees one state of the database.
+        """Yield a new connection, which sees one state of the database.
 
         An in-memory database has one connection for all, and no such state.
         """
@@ -198,7 +198,7 @@ class Database:
                 kept.command("ROLLBACK")
 
     def packet_limit(self) -> int | None:
-        """Return how many bytes the server takes in one statement, if it tells."""
+        """Return how many bytes the server takes in one statement; None if unknown."""
         if self.settings.packet_limit is None:
             return None
         try:
@@ -209,10 +209,9 @@ class Database:
             return None
 
     def explained(self, error: StoreError, largest: int) -> StoreError:
-        """Return what to raise for an error in sending payloads, the largest so long.
+        """Return what to raise for an error in sending payloads up to this size.
 
-        MySQL ends the connection at a statement that is too long for it, and does not
-        say why.
+        MySQL ends the connection when a statement is too long, and does not say why.
         """
         limit = self.packet_limit() if largest >= 2**20 else None
         if limit is None or largest < limit // 2:
@@ -233,7 +232,7 @@ class Database:
                 yield
                 return
             with self.aside() as kept:
-                # Given back with the connection, should this process die.
+                # If this process dies, the server releases it with the connection.
                 kept.command(lock.replace("%s", name))
                 yield
                 kept.command(unlock.replace("%s", name))

@@ -41,8 +41,9 @@ class _ThreadLife:
 def _weakly(method: Callable[..., None]) -> Callable[..., None]:
     """Return a function that calls a method for as long as its object lives.
 
-    SQLAlchemy keeps an engine's pool, and what the pool knows of, for as long as a
-    connection is checked out; and ours are, until the object is gone that keeps them.
+    SQLAlchemy keeps an engine's pool, and the listeners on it, for as long as a
+    connection is checked out.  Ours are checked out until the object that keeps them is
+    gone, which the listeners must not prevent.
     """
     reference = weakref.WeakMethod(method)
 
@@ -162,7 +163,7 @@ class Connections:
 
     def enter(self) -> None:
         """Pass the fork gate before a call; ``leave`` has to follow it."""
-        # Whoever waits for a turn must not be inside the gate meanwhile.
+        # In this order: whoever waits for a turn must not be inside the gate.
         if self._turn is not None:
             self._turn.acquire()
         hooks.gate.enter()
@@ -223,9 +224,9 @@ class Connections:
         except SessionStoreError:
             raise
         except (OSError, RuntimeError, TypeError, ValueError) as error:
-            # The driver's view of the URL: an option that it has not, a certificate
-            # that is not there, a NUL in a path; or of a package that it lacks, as
-            # PyMySQL does for MySQL's passwords where there is no TLS.
+            # The driver cannot use the URL: an unknown option, a certificate that does
+            # not exist, a NUL in a path; or it lacks a package, as PyMySQL does for
+            # MySQL's passwords without TLS.
             raise ConfigurationError(
                 f"cannot connect to {self.url!r}: {error}; check the URL"
             ) from error
@@ -245,8 +246,8 @@ class Connections:
     def dispose(self) -> None:
         """Close the connections of all threads; the next call opens one.
 
-        One that another thread does not give up in time is closed at that one's next
-        call.
+        A connection that another thread does not give up in time is closed at that
+        thread's next call.
         """
         with hooks.gate.closed(hooks.WAIT):
             for reference in list(self._opened.values()):
@@ -274,15 +275,15 @@ class Connections:
     def _reset_in_child(self) -> None:
         self._start_anew()
         self._reset()
-        # Another thread was making the first connection, and the dialect that it
-        # was setting up stays half done.
+        # Another thread was making the first connection, so that SQLAlchemy's dialect
+        # stays half set up.
         if self._guard.half_initialised and self._guard.refusal is None:
             self._open_engine()
 
 
 def _refuse_isolation(engine_options: Mapping[str, Any]) -> None:
-    # In any other level the driver would begin a transaction at each statement, which
-    # nobody commits: what a save has returned would be gone.
+    # In any other level the driver would begin a transaction that nobody commits: what
+    # was saved would be lost.
     for options in (engine_options, engine_options.get("execution_options", {})):
         level = options.get("isolation_level", "AUTOCOMMIT")
         if level != "AUTOCOMMIT":

@@ -59,7 +59,7 @@ class Options(NamedTuple):
 
 
 class Telling(Enum):
-    """How those who wait for a change come to know of it; see ``changes``."""
+    """How those who wait for a change learn of it; see ``changes``."""
 
     BY_ITSELF = "by itself"
     NOTIFY = "notify"
@@ -85,20 +85,20 @@ class Settings(NamedTuple):
     packet_limit: str | None = None
     #: How many bytes of a table's or an index's name the server keeps.
     name_bytes: int | None = None
-    #: Whether other transactions go on while one is writing.
+    #: Whether others can write while one transaction is writing.
     concurrent_writers: bool = True
     telling: Telling = Telling.BY_ITSELF
-    #: Whether a statement has to say which index it means.
+    #: Whether a statement has to name the index to use.
     names_index: bool = False
     #: Driver error codes (SQLSTATE, errno or SQLite's name) by what they mean.
     deadlock_codes: frozenset[object] = frozenset()
     busy_codes: frozenset[object] = frozenset()
-    #: Those of them that are to be answered by asking anew, until busy_timeout is over.
+    #: Those of them after which the statement is tried again, for busy_timeout at most.
     turn_codes: frozenset[object] = frozenset()
     full_codes: frozenset[object] = frozenset()
     missing_codes: frozenset[object] = frozenset()
     unusable_codes: frozenset[object] = frozenset()
-    #: What is said instead of a code where the server refused a connection.
+    #: The words by which, without a code, a refused connection is recognised.
     refusals: re.Pattern[str] | None = None
     too_large_codes: frozenset[object] = frozenset()
     duplicate_codes: frozenset[object] = frozenset()
@@ -109,18 +109,18 @@ class Settings(NamedTuple):
 class Patience(Enum):
     """How long SQLite's busy handler waits before it gives up and is asked again.
 
-    Left to itself, it asks less and less often, in the end every 100 ms, so that those
-    who came later are always quicker (sqliteDefaultBusyCallback in its main.c): among
-    24 writers the unluckiest waited for more than 5 s within a minute.
+    Left to itself, it asks less and less often, at last every 100 ms, so that those who
+    came later are quicker (sqliteDefaultBusyCallback in its main.c): among 24 writers
+    the unluckiest waited for more than 5 s within a minute.
     """
 
     #: Milliseconds: its first waits, of 1, 2, 5, 10 and 15.
     USUAL = 33
-    #: For who has waited for long: 1 and 1.
+    #: For those who have waited long: 1 and 1.
     LITTLE = 2
 
     def set(self, driver: Any, options: Options) -> None:
-        """Make it a connection's, or a cursor's connection's."""
+        """Set it for a connection, or for a cursor's connection."""
         allowed = int(options.busy_timeout * 1000)
         driver.execute(f"PRAGMA busy_timeout = {min(self.value, allowed)}")
 
@@ -137,8 +137,8 @@ def _configure_sqlite(cursor: Any, options: Options) -> None:
 def _use_wal(cursor: Any, deadline: float) -> None:
     while cursor.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
         try:
-            # Changing the mode does not wait for busy_timeout: several processes
-            # that open a new file at once are told "locked" straight away.
+            # Changing the mode does not wait for busy_timeout: if several processes
+            # open a new file at the same time, some are told "locked" at once.
             cursor.execute("PRAGMA journal_mode = WAL")
             # A database that has no file, or no shared memory, keeps its own mode.
             return
@@ -152,7 +152,7 @@ def _use_wal(cursor: Any, deadline: float) -> None:
 
 
 def _configure_postgresql(cursor: Any, options: Options) -> None:
-    # 0 would be to wait for ever.
+    # 0 would mean to wait for ever.
     settings = {
         "lock_timeout": max(1, int(options.busy_timeout * 1000)),
         **silence.postgresql_settings(options.busy_timeout),
@@ -167,7 +167,8 @@ def _configure_mysql(cursor: Any, options: Options) -> None:
     idle = silence.idle_limit(options.busy_timeout)
     cursor.execute(
         f"SET SESSION innodb_lock_wait_timeout = {seconds}, "
-        # Without it a payload too long for its column is cut, and told in a warning.
+        # Without it a payload that is too long for its column is cut, with a warning
+        # only.
         "sql_mode = CONCAT(@@sql_mode, ',STRICT_ALL_TABLES')"
         # MySQL, which has no such thing, takes it for a comment.
         f" /*M! , idle_transaction_timeout = {idle} */"
@@ -182,7 +183,7 @@ _SQLITE = Settings(
     on_connect=_configure_sqlite,
     concurrent_writers=False,
     busy_codes=frozenset({"SQLITE_BUSY", "SQLITE_LOCKED"}),
-    # But for SQLITE_BUSY_SNAPSHOT, which is for ever.
+    # Not SQLITE_BUSY_SNAPSHOT, which does not pass.
     turn_codes=frozenset(
         {"SQLITE_BUSY", "SQLITE_BUSY_RECOVERY", "SQLITE_BUSY_TIMEOUT"}
     ),
@@ -219,7 +220,7 @@ _POSTGRESQL = Settings(
 _MYSQL = Settings(
     begin="START TRANSACTION",
     snapshot=[
-        # It locks nothing, and who copies it may have to wait for the other side.
+        # It locks nothing, and a copy may have to wait long for the other side.
         "SET SESSION sql_mode = @@sql_mode /*M! , idle_transaction_timeout = 0 */",
         "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ",
         "START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY",
@@ -292,7 +293,7 @@ def _how_to_install(url: URL, dialect: type[Dialect]) -> str:
     install = f"pip install 'sessionstore[{extra}]'"
     if dialect.driver == driver:
         return install
-    # Not the one that we bring, as SQLAlchemy takes mysqlclient for mysql://.
+    # Another driver than ours: for mysql:// SQLAlchemy takes mysqlclient.
     return (
         "install the package that provides it, or write "
         f"{url.get_backend_name()}+{driver}:// and {install}"
@@ -368,7 +369,7 @@ def prepare_sqlite_file(path: str, *, is_uri: bool, create: bool) -> None:
 
 
 def close_soon(connection: Any) -> None:
-    """Tell a SQLite connection to close without much ado."""
+    """Make a SQLite connection close fast."""
     # The last one would move all of the WAL into the database, with two fsyncs, and
     # after a fork both processes open the database again.  Python 3.12 can stop it.
     if hasattr(connection, "setconfig"):

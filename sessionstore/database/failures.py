@@ -74,7 +74,7 @@ def lost_in_transaction(url: URL) -> ConnectionLostError:
 
 
 def unanswered(error: StoreError) -> ConnectionLostError:
-    """Return the error for a commit of which nobody can tell whether it happened."""
+    """Return the error for a commit that may or may not have happened."""
     return ConnectionLostError(
         f"{error}; the commit may have happened", outcome_unknown=True
     )
@@ -90,8 +90,8 @@ def failure(
 ) -> SessionStoreError:
     """Return this package's error for a driver's.
 
-    ``lost`` tells that the connection ended with it, ``connecting`` that there was
-    none yet.
+    ``lost`` says that the connection ended with it, ``connecting`` that there was none
+    yet.
     """
     code = error_code(error)
     said = " ".join(str(error).split()) or type(error).__name__

@@ -28,16 +28,16 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _NONE: Parameters = {}
-#: Seconds of waiting after which a lock is asked for more often than by others.
+#: Seconds of waiting after which a lock is asked for more often.
 LONG = 0.2
 
 
 class KeptConnection:
     """A thread's own connection, and how statements run on it.
 
-    Statements go to the driver's cursor as text.  They take SQLAlchemy's way where
+    Statements go to the driver's cursor as text.  They go through SQLAlchemy where
     somebody watches them there (``echo``, or events about cursors), and on databases
-    that this package has no settings for, whose drivers SQLAlchemy knows better.
+    that this package has no settings for.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class KeptConnection:
     ) -> None:
         """Run a statement that writes, once for each of ``parameters``.
 
-        They are taken as they are sent, and need not all be there before.
+        ``parameters`` is read while they are sent, and may be a generator.
         """
         rows = iter(parameters)
         first = [*islice(rows, 2)]
@@ -123,7 +123,7 @@ class KeptConnection:
             self._give_up_call(error)
 
     def patiently(self, run: Callable[..., T], *arguments: object) -> T:
-        """Run something, again while it is refused for want of a lock.
+        """Run something, and again for as long as it does not get a lock.
 
         The longer it has waited, the more often it asks; see ``dialects.Patience``.
         """
@@ -152,7 +152,7 @@ class KeptConnection:
                 Patience.USUAL.set(self.driver, self._options)
 
     def _may_wait(self, error: BaseException | None) -> bool:
-        # What a driver raised may be the cause of one or two other errors.
+        # The driver's error may be the cause of one or two others.
         codes = self._settings.turn_codes
         while codes and error is not None:
             if dialects.error_code(error) in codes:
@@ -171,9 +171,9 @@ class KeptConnection:
             self._give_up_call(error)
 
     def commit(self, then: Sequence[str] = ()) -> None:
-        """Commit the transaction that ``access`` began, and run what comes after.
+        """Commit the transaction that ``access`` began, and run what comes ``then``.
 
-        What comes after goes along with COMMIT where the driver has a way for that.
+        Where the driver can, COMMIT and what comes then are sent together.
         """
         if self._settings.begin is None:
             try:
@@ -230,7 +230,7 @@ class KeptConnection:
         return self.driver.cursor()
 
     def _check_process(self) -> None:
-        # The gate was passed before a fork that some callback made in the meantime.
+        # The process may have forked since the gate was passed, in some callback.
         if self.pid != gate.pid:
             raise ForkError(
                 "this connection was opened by the parent process and cannot be used "
@@ -247,11 +247,11 @@ class KeptConnection:
         return failure(error, self._url, self._settings, lost=lost)
 
     def _give_up_call(self, error: BaseException) -> NoReturn:
-        """Raise what ended a call, of the driver's errors this package's own."""
+        """Raise what ended a call, and for a driver's error this package's own."""
         if isinstance(error, self._errors):
             raise self._failure(error) from error
-        # A signal's handler has raised in the middle of a call, for instance.  What a
-        # server has yet to say to it would be taken for the answer to the next one.
+        # A signal's handler has raised in the middle of a call, for instance.  The
+        # server's answer to that call would be taken for the answer to the next one.
         if self._settings.concurrent_writers and self.pid == os.getpid():
             self.invalidate()
         raise error
@@ -261,28 +261,28 @@ class KeptConnection:
         descriptor = descriptor_of(self.driver)
         if descriptor is None:
             return False
-        # A server says nothing unasked on an idle connection, but for its farewell.
+        # On an idle connection a server sends nothing, except that it closes it.
         poll = select.poll()
         poll.register(descriptor, select.POLLIN)
         return bool(poll.poll(0))
 
     @property
     def is_usable(self) -> bool:
-        """Whether it is open, as a caller may have closed or lost it too."""
+        """Whether it is open: a caller may have closed or lost it, too."""
         connection = self.connection
         return self.is_open and not connection.closed and not connection.invalidated
 
     def end_logical_transaction(self) -> None:
         """Tell SQLAlchemy that the transaction it began by itself is over."""
         was_active = self.connection.in_transaction()
-        # Also one that is not, as after a commit() that was refused or failed:
-        # SQLAlchemy begins no other before it is rolled back.
+        # Even if it is not active: after a commit() that was refused or failed,
+        # SQLAlchemy begins no other before this one is rolled back.
         self.connection.rollback()
         if not was_active and self._settings.begin is None and self.is_usable:
             self.driver.rollback()
 
     def invalidate(self) -> None:
-        """Give the connection up, without another word to the server."""
+        """Give the connection up, and send nothing more to the server."""
         self.is_open = False
         try:
             self.connection.invalidate()

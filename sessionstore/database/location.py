@@ -13,7 +13,7 @@ from sessionstore.url import Url
 
 __all__ = ["database_and_table"]
 
-#: Options that drivers take a password by.
+#: Options by which drivers take a password.
 _PASSWORD_OPTIONS = frozenset({"password", "passwd"})
 
 
@@ -27,8 +27,8 @@ def database_and_table(url: object) -> tuple[URL, str | None]:
     text = url.geturl() if isinstance(url, Url) else str(url)
     text, _, fragment = text.partition("#")
     parsed = None
-    # An "@" further on ends a password with a character that belongs encoded; what
-    # is taken for host and port then is a part of the password.
+    # An "@" further on ends a password that has a character which should be encoded;
+    # what looks like host and port is then a part of the password.
     if "@" not in fragment or "table=" in fragment:
         with suppress(ArgumentError, ValueError):
             text.encode()  # or SQLAlchemy fails later, at a lone surrogate
@@ -39,14 +39,14 @@ def database_and_table(url: object) -> tuple[URL, str | None]:
             "sqlite:////var/lib/app/tasks.db or postgresql+psycopg://user@host/name, "
             "with '@', '#', ':' and '/' in the password percent-encoded"
         )
-    # The last one counts, whichever way they are written one after another.
+    # The last one counts, however several are put together.
     named = parse_qs(fragment.replace("#", "&")).get("table", [None])
     return _password_apart(parsed), named[-1]
 
 
 def _password_apart(url: URL) -> URL:
-    """Return a URL with its password where a ``repr`` hides it."""
-    # The drivers take it among a URL's options too.
+    """Return a URL that has its password where its ``repr`` hides it."""
+    # Drivers also take it as an option.
     for name in _PASSWORD_OPTIONS & url.query.keys():
         given = url.query[name]
         password = given if isinstance(given, str) else given[-1]
@@ -58,6 +58,6 @@ def _without_password(text: str) -> str:
     scheme, separator, rest = text.rpartition("://")
     _, at, tail = rest.rpartition("@")
     if separator and not at and ":" in rest:
-        # Cut off at a "#", so that the password may be what stands here.
+        # It was cut off at a "#", so this may be the password.
         at, tail = "@", "…"
     return f"{scheme}{separator}***@{tail}" if at else text

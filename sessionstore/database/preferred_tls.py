@@ -1,9 +1,9 @@
 """PyMySQL's connections, with one TLS context for all of them.
 
 Where nothing is said about TLS, PyMySQL 1.2 uses it if the server has it, without
-verifying anything.  For that it makes a context at each connect, and loads the
-system's certificates into it: 20 ms, more than all else that a forked child does up
-to its first write.  So the same context is made once, for all processes forked since.
+verifying anything.  For that it makes a context at each connect, and loads the system's
+certificates into it.  This takes 20 ms, more than all else that a forked child does
+before its first write.  So one context is made, also for all processes forked later.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def connect(*arguments: Any, **keywords: Any) -> Any:
     """Connect as ``pymysql.connect`` does."""
     import pymysql
 
-    # Somebody who watches what connects, as tracing does, has put a function there.
+    # Tracing, for instance, replaces it by a function that watches.
     is_plain = pymysql.connect is pymysql.connections.Connection
     open_: Callable[..., Any] = _class() if is_plain else pymysql.connect
     return open_(*arguments, **keywords)
@@ -34,7 +34,7 @@ def _class() -> type[Any]:
     class WithOneContext(plain):  # type: ignore[misc]
         context: Any = None
 
-        # PyMySQL's own, and free to go: it would only be slow again.
+        # PyMySQL's own method.  Should it go, connecting is slow again, and no more.
         def _create_ssl_ctx(self, sslp: Mapping[str, Any]) -> Any:
             if sslp:
                 return super()._create_ssl_ctx(sslp)

@@ -1,7 +1,7 @@
-"""Transaction blocks: what one thread does in them is committed at once, or not at all.
+"""Transaction blocks: what a thread does in one is committed together, or not at all.
 
-An ``undo`` list goes with each transaction, as a rollback has to put back what was
-noted on Python objects too.
+Each transaction has an ``undo`` list, as a rollback has to put back what was noted on
+Python objects too.
 
 Where the connection ends before COMMIT is answered, the transaction's own ``write_id``
 in a row that it wrote tells whether it was committed.
@@ -35,7 +35,7 @@ __all__ = ["Scope", "Scopes", "Transaction"]
 
 log = logging.getLogger(__name__)
 
-#: How often what goes along with COMMIT is tried again.
+#: How often the statements that go along with COMMIT are tried again.
 ATTEMPTS = 6
 
 
@@ -58,12 +58,12 @@ class Scope:
         #: Says, on another connection, whether this transaction was committed.
         self.has_landed: Callable[[KeptConnection], bool | None] | None = None
         self._write_id: str | None = None
-        #: What others remember for as long as this transaction lasts, by owner.
+        #: What others remember until this transaction ends, by who remembers it.
         self.notes: dict[object, Any] = {}
 
     @property
     def write_id(self) -> str:
-        """What tells this transaction's rows from all others'."""
+        """Marks the rows that this transaction writes."""
         if self._write_id is None:
             self._write_id = os.urandom(16).hex()
         return self._write_id
@@ -76,7 +76,7 @@ class Scope:
 
 def _coroutine() -> object:
     """Return the asyncio task that this thread runs, None if it runs none."""
-    # What is imported nowhere runs nothing.
+    # If nobody has imported asyncio, it runs nothing.
     asyncio = sys.modules.get("asyncio")
     try:
         return None if asyncio is None else asyncio.current_task()
@@ -141,10 +141,10 @@ class Scopes:
         # what the child calls inside it must be refused, not begin a new transaction.
 
     def doom(self, connection: Connection, error: BaseException, begin: str) -> None:
-        """Let no transaction be committed that the server has ended by itself."""
-        # MySQL does so at a deadlock.  If the caller does not let the error through,
-        # what follows in the block would be committed at once, each for itself; in
-        # another transaction it is rolled back.
+        """Keep a transaction from being committed that the server itself has ended."""
+        # MySQL does that at a deadlock.  If the caller catches the error, each
+        # statement that follows in the block would be committed at once; in a new
+        # transaction all are rolled back.
         scope = self._thread.scope
         if scope and scope.kept.connection is connection:
             scope.doomed_by = scope.doomed_by or error
@@ -153,8 +153,8 @@ class Scopes:
 
     def refuse_to_end(self, connection: Connection) -> None:
         """Raise StoreError if a caller is about to end our transaction halfway."""
-        # In autocommit mode a caller's own commit() would do that, and what the
-        # block does after it would not be taken back.
+        # A caller's own commit() would do that in autocommit mode, and what the block
+        # does afterwards could not be rolled back.
         scope = self._thread.scope
         if scope and scope.kept.connection is connection and not scope.is_ending:
             raise StoreError(
@@ -164,7 +164,7 @@ class Scopes:
 
 
 class Transaction:
-    """One block.  The outermost of a thread begins and ends the transaction."""
+    """One block.  A thread's outermost one begins and ends the transaction."""
 
     def __init__(self, connections: Connections, scopes: Scopes) -> None:
         self._connections = connections
@@ -218,8 +218,8 @@ class Transaction:
                 callback()
 
     def _begin(self) -> KeptConnection:
-        # An idle connection may have died with its server; nothing was sent on it
-        # yet, so that opening another one is always safe.
+        # An idle connection may have died with its server.  As nothing was sent on it
+        # yet, it is always safe to open another one.
         begin = self._connections.settings.begin
         while True:
             was_idle = self._connections.has_one()
@@ -281,7 +281,7 @@ class Transaction:
         except StoreError as error:
             if not scope.with_commit:
                 raise
-            # It may be what went along with COMMIT that was refused, after COMMIT.
+            # Perhaps COMMIT succeeded, and what went along with it was refused.
             kept.roll_back()
             self._find_out(scope, error)
             self._run_again(kept, scope.with_commit)
@@ -298,11 +298,11 @@ class Transaction:
         log.warning("those who wait for a change will only hear of the next one")
 
     def _find_out(self, scope: Scope, error: StoreError) -> None:
-        """Return if a commit happened that was not answered; raise if it did not.
+        """Return if an unanswered commit happened, else raise.
 
-        Nobody is told that it may have happened where that can be known.
+        The error says that it may have happened only if nobody can find out.
         """
-        # The server may be about to start again.
+        # The server may be restarting.
         give_up_at = time.monotonic() + self._connections.busy_timeout
         pause = 0.05
         while scope.has_landed is not None:

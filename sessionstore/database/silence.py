@@ -1,21 +1,21 @@
 """How long a network may say nothing before a connection is given up.
 
-A host that is cut off, or a firewall that drops packets, tells nobody: TCP sends again
-for a quarter of an hour (tcp_retries2 in tcp(7)), and waits for an answer for ever.  So
-the sockets of the drivers that this package comes with get bounds, unless the URL or
+If a host is cut off, or a firewall drops packets, nobody is told: TCP sends again for a
+quarter of an hour (tcp_retries2 in tcp(7)), and waits for an answer for ever.  So the
+sockets of the drivers that this package comes with get bounds, unless the URL or
 ``engine_options`` has others.
 
-The kernel at the other end answers whatever the server is busy with, so that no query
-and no wait for a lock is cut, however long.  A driver's read_timeout would cut them.
+The kernel at the other end answers even while the server is busy, so that no query and
+no wait for a lock is cut off, however long.  A driver's read_timeout would do that.
 
 One thing that a server is busy with looks like silence: while it waits for a lock, and
 psycopg has more statements under way than it has room for, TCP_USER_TIMEOUT runs though
 the probes are answered.  Therefore it is longer than ``busy_timeout``, after which the
 server itself gives up the lock and reads on.
 
-A server has to find out too: a host that vanishes in the middle of a transaction has
-rows locked, and all who need them wait.  Left alone, that is until TCP gives up, or for
-two hours where it owes the server nothing.
+A server has to notice silence too: a host that vanishes in the middle of a transaction
+leaves rows locked, for which others wait.  By default they wait until TCP gives up, or
+for two hours if the server has nothing to send.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ __all__ = ["connect_options", "idle_limit", "postgresql_settings", "watch"]
 
 #: Seconds for connecting, as PyMySQL has it; psycopg has 130, the others no end.
 CONNECT = 10
-#: Seconds by which the server is first to give up.
+#: Seconds by which the server gives up earlier.
 MARGIN = 5
-#: The first is sent after a fifth of the time; the last one's fifth is its answer's.
+#: Probes in a row; the time has one part before each, and one for the last answer.
 PROBES = 4
-#: Seconds that a block of statements may think between two of them, on MariaDB.
+#: Seconds that a transaction may pause between two statements, on MariaDB.
 IDLE = 60
-#: The kernel takes a time between probes up to 32767 seconds.
+#: The kernel takes at most 32767 seconds between two probes.
 _LONGEST = 86_400
 
 
@@ -47,7 +47,7 @@ def _bounds(busy_timeout: float) -> tuple[int, int]:
 
 
 def connect_options(driver: str, busy_timeout: float) -> Mapping[str, int]:
-    """Return the options of a driver's ``connect`` that nobody has chosen."""
+    """Return the defaults for the options of a driver's ``connect``."""
     if driver in ("pymysql", "mysqldb"):
         return {"connect_timeout": CONNECT}
     if driver not in ("psycopg", "psycopg2"):
@@ -66,7 +66,7 @@ def connect_options(driver: str, busy_timeout: float) -> Mapping[str, int]:
 
 
 def postgresql_settings(busy_timeout: float) -> Mapping[str, int]:
-    """Return what has a PostgreSQL server watch its end of a connection."""
+    """Return the settings by which a PostgreSQL server watches its end."""
     # Not idle_in_transaction_session_timeout: a block that is only slow goes on.
     limit, pause = _bounds(busy_timeout)
     return {
@@ -78,16 +78,16 @@ def postgresql_settings(busy_timeout: float) -> Mapping[str, int]:
 
 
 def idle_limit(busy_timeout: float) -> int:
-    """Return the seconds after which MariaDB ends a transaction that says nothing.
+    """Return the seconds after which MariaDB ends a transaction that is idle.
 
-    It cannot tell one that is slow from one whose host is gone: its keepalive is one
-    for all connections, and the administrator's.
+    It cannot tell a slow one from one whose host is gone, as its keepalive is set by
+    the administrator, for all connections.
     """
     return max(_bounds(busy_timeout)[0], IDLE)
 
 
 def watch(driver: str, connection: object, busy_timeout: float) -> None:
-    """Have the kernel find out that a connection's other end is gone.
+    """Make the kernel notice that a connection's other end is gone.
 
     libpq does that itself; MySQL's drivers have no options for it.
     """

@@ -76,7 +76,7 @@ class Statement:
 
 
 class ByIds:
-    """A statement about any number of IDs, made for lists of a few lengths only.
+    """A statement about any number of IDs, compiled for lists of a few lengths only.
 
     ``build`` makes the construct for a list of that many bound parameters, which
     are named ``id_0`` and so on.

@@ -15,13 +15,12 @@ __all__ = ["protect"]
 def protect(engine: Engine) -> Engine:
     """Make ``engine`` fork-safe, and return it.
 
-    After any fork, parent and child both go on with the engine, each on
-    connections of its own (G4).  A connection that was checked out at the fork
-    stays the parent's: using it in the child raises ForkError.  For SQLite the
-    child can go on only if no connection was checked out at the fork, else every
-    use of that database in it raises ForkError; so it is for any in-memory one.
-    Protecting an engine twice is the same as once, and one that has connections
-    already is protected with them.
+    After any fork, parent and child both go on with the engine, each on connections of
+    its own (G4).  A connection that was checked out at the fork stays the parent's:
+    using it in the child raises ForkError.  With SQLite the child can go on only if no
+    connection was checked out at the fork; else each use of that database in the child
+    raises ForkError, as any use of an in-memory one does.  An engine may be protected
+    twice, which changes nothing, and when it has connections already.
 
     >>> from sqlalchemy import create_engine
     >>> from sessionstore import protect

@@ -11,21 +11,21 @@ __all__ = ["Gate"]
 
 
 class Gate:
-    """Let database calls through, but none while the process forks.
+    """Lets database calls through, but none while the process forks.
 
-    A thread that is inside already passes, else two stores used together, or a
-    call inside a transaction, would stall a fork that waits for them.
+    A thread that is inside already passes.  Otherwise a call inside a transaction, or
+    two stores used together, would wait for the fork, and the fork for them.
     """
 
     def __init__(self, after_in_child: Callable[[], None]) -> None:
         self.pid = os.getpid()
         self._after_in_child = after_in_child
-        #: By the PID of the process that makes up for hooks that did not run.
+        #: Locks under which a child makes up for hooks that did not run, by its PID.
         self._late: dict[int, threading.RLock] = {}
         self.renew()
 
     def renew(self) -> None:
-        """Make the locks anew: a thread that is not here may hold an inherited one."""
+        """Make new locks: a thread that the child has not may hold an inherited one."""
         self._renewed_in = os.getpid()
         self._condition = threading.Condition()
         #: How deep each thread is inside.
@@ -41,8 +41,8 @@ class Gate:
         thread = threading.get_ident()
         inside = self._inside
         depth = inside.get(thread, 0)
-        # Who passes says so first and looks for forks afterwards; who forks does the
-        # two the other way round.  So one of them sees the other, without a lock.
+        # Whoever passes first says so, then looks for forks; whoever forks first says
+        # so, then looks who is inside.  So one of them sees the other, without a lock.
         inside[thread] = depth + 1
         if self._forking and not depth:
             self._wait(thread)
@@ -60,10 +60,10 @@ class Gate:
         pid = os.getpid()
         if pid == self.pid:
             return
-        # One thread does it and the others wait, on a lock that was not there at
-        # the fork (setdefault is atomic).
+        # One thread does it, and the others wait for a lock that was not there at the
+        # fork (setdefault is atomic).
         with self._late.setdefault(pid, threading.RLock()):
-            # What it frees on its way may lead the same thread here again.
+            # What is freed on the way may call this again, in the same thread.
             if pid != self._renewed_in:
                 self._after_in_child()
 
@@ -79,7 +79,7 @@ class Gate:
                 self._tell_forks()
 
     def hold(self, key: object) -> None:
-        """Be inside until ``release``, which may come from another thread."""
+        """Be inside until ``release``, which another thread may call."""
         self._held[key] = threading.get_ident()
 
     def release(self, key: object) -> None:
@@ -97,7 +97,7 @@ class Gate:
 
     @contextmanager
     def inside(self) -> Iterator[None]:
-        """Be inside for the block; a child that inherits the block is not."""
+        """Be inside for the block; a child that is forked in the block is not."""
         self.enter()
         pid = self.pid
         try:
@@ -117,7 +117,7 @@ class Gate:
 
     @contextmanager
     def closed(self, timeout: float) -> Iterator[None]:
-        """Keep other threads out for the block, but for who does not leave in time."""
+        """Keep other threads out for the block; some may not have left in time."""
         self.close(timeout)
         try:
             yield

@@ -1,4 +1,4 @@
-"""What a fork does with one engine's connections, and what it keeps from the child."""
+"""What is done around a fork with the connections of one engine."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _refused_files: set[object] = set()
 
 
 class Guard:
-    """Watches one engine's driver connections, so that a fork can sort them out.
+    """Watches one engine's driver connections, and deals with them at a fork.
 
-    ``close_idle`` closes the connections that its owner keeps outside the pool;
-    ``reset`` drops what else of the owner's must not cross a fork.  Without them
-    the engine is a user's own, and a connection is busy from checkout to checkin.
-    ``connect`` takes the place of the dialect's.
+    ``close_idle`` closes the idle connections that its owner keeps outside the pool;
+    ``reset`` drops, in a child, what else of the owner's must not cross a fork.
+    Without them the engine is a user's own, and a connection is busy from checkout to
+    checkin.  ``connect`` takes the place of the dialect's.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Guard:
         self._reset = reset
         self._connect = connect
         self._live: dict[int, tuple[Any, weakref.ref[Any]]] = {}
-        #: By thread, SQLAlchemy's record of a connection that is being set up.
+        #: SQLAlchemy's record of the connection that a thread is setting up, by thread.
         self._opening: dict[int, weakref.ref[Any]] = {}
         self._file: str | None = None
         self._pinned: list[object] = []
@@ -60,7 +60,7 @@ class Guard:
         event.listen(engine, "connect", self._on_connect)
         event.listen(engine, "close", self._on_close)
         event.listen(engine, "close_detached", self._on_close)
-        # After a fork from C these may come before the gate does.
+        # After a fork from C, these may be the first to notice it.
         event.listen(engine, "commit", _before_end)
         event.listen(engine, "rollback", _before_end)
         event.listen(engine, "rollback_savepoint", _before_savepoint_ends)
@@ -74,7 +74,7 @@ class Guard:
         watchers.add(self)
 
     def _take_in_opened(self, engine: Engine) -> None:
-        """Watch the connections that were opened before there was a guard."""
+        """Watch the connections that were opened before the guard was there."""
         # Pools have no list of those that are checked out.
         for record in gc.get_objects():
             if type(record) is not _ConnectionRecord:
@@ -91,7 +91,7 @@ class Guard:
         """Raise ForkError if this process must not use the engine any more."""
         if self.refusal is not None:
             raise ForkError(self.refusal)
-        # Looked at last, as it asks the file system at every call.
+        # Last, as it asks the file system at every call.
         if _refused_files and self._file and _identity(self._file) in _refused_files:
             raise ForkError(_open_at_fork(self._file))
 
@@ -134,8 +134,8 @@ class Guard:
         with gate.inside():
             self.check()
             if id(connection) not in self._live:
-                # A fork closed this idle connection while this thread stood at the
-                # gate with it; SQLAlchemy answers this error by connecting again.
+                # A fork closed this idle connection while this thread waited at the
+                # gate; SQLAlchemy connects again after this error.
                 raise DisconnectionError
             gate.hold(id(connection))
 
@@ -153,8 +153,8 @@ class Guard:
                 self._close_idle()
             else:
                 self._close_idle_of_pool()
-        # Thread-locals of the other threads are freed in the child before any hook
-        # runs, and what they hold would be rolled back on the parent's socket.
+        # In the child, other threads' thread-locals are freed before any hook runs, and
+        # the connections in them would be rolled back on the parent's socket.
         for _, reference in list(self._live.values()):
             record = reference()
             if record is not None and record.fairy_ref is not None:
@@ -199,7 +199,7 @@ class Guard:
                 "this engine was making its first connection in another thread "
                 "when the process forked; create a new engine in the child"
             )
-        # It makes a new pool, for 1 ms: one that keeps no connections need not go.
+        # Not a pool that keeps no connections: making a new one takes 1 ms.
         if not isinstance(engine.pool, NullPool):
             engine.dispose(close=False)
 
@@ -225,7 +225,7 @@ def is_guarded(engine: Engine) -> bool:
 
 def is_in_memory(dialect: Any, url: URL) -> bool:
     """Say whether a database is a SQLite one in this process's memory."""
-    # The pool that SQLAlchemy would choose tells it for every form of the URL.
+    # Whatever the form of the URL, the pool that SQLAlchemy chooses shows it.
     return bool(
         dialect.name == "sqlite"
         and issubclass(dialect.get_pool_class(url), SingletonThreadPool)
@@ -237,7 +237,7 @@ def refuse_inherited(
 ) -> tuple[str, Any]:
     """Raise ForkError for a statement on a connection that is the parent's.
 
-    After a fork from C nobody else would see it.  It listens to each guarded engine.
+    After a fork from C, nothing else would notice.  A listener of each guarded engine.
     """
     gate.notice_fork()
     if _is_parents(connection):
@@ -251,8 +251,8 @@ def _before_end(connection: Connection) -> None:
 
 def _before_savepoint_ends(connection: Connection, *_: object) -> None:
     gate.notice_fork()
-    # Its end is a statement, and so would be refused; yet an exception that unwinds
-    # an inherited block must pass through.
+    # A savepoint ends by a statement, which would be refused; but an exception that
+    # unwinds an inherited block must pass through.
     if not connection.invalidated and _is_parents(connection):
         connection.invalidate()
 

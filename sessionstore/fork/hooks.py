@@ -56,7 +56,7 @@ class Watcher(Protocol):
         """Part with what is the parent's."""
 
 
-#: Who takes part in each fork, for as long as somebody else keeps it.
+#: Who takes part in each fork, for as long as somebody else refers to it.
 watchers: weakref.WeakSet[Watcher] = weakref.WeakSet()
 
 
@@ -86,8 +86,8 @@ def after_in_child() -> None:
 
 
 def _for_each(step: Callable[[Watcher], None]) -> None:
-    # An exception in a hook is printed and cannot stop the fork, so one failure must
-    # not keep the others from their turn.
+    # An exception in a hook is only printed, and cannot stop the fork, so one failure
+    # must not keep the other watchers from their turn.
     for watcher in list(watchers):
         try:
             step(watcher)

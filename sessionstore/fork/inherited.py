@@ -1,7 +1,7 @@
 """What becomes of a driver connection that came along with a fork.
 
-It is the parent's.  The child must neither use it nor free it, and cannot close it
-without the parent's noticing; so it is put out of reach and kept for ever.
+It belongs to the parent.  The child must neither use nor free it, and closing it would
+disturb the parent.  So it is put out of reach, and kept for ever.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ PARENTS = (
     "this connection was opened by the parent process and cannot be used in a forked "
     "child; open one here"
 )
-#: By ``id()``, which nothing else gets, as they live for ever.
+#: By ``id()``, which is never used again, as they live for ever.
 _disowned: set[int] = set()
 
 
 class ParentsConnection:
-    """Stands where a driver connection stood that belongs to the parent process.
+    """Takes the place of a driver connection that belongs to the parent process.
 
     Giving it back is quiet, so that an exception can unwind an inherited
     ``with`` block; using it is a ForkError.
@@ -52,8 +52,8 @@ class ParentsConnection:
 def disown(connection: object, record: Any, *, silence: bool) -> None:
     """Put the parent's driver connection out of this process's reach.
 
-    ``record`` is SQLAlchemy's of it, None if that is gone.  ``silence`` it if it
-    is a socket: what would be sent on it still reaches the server otherwise.
+    ``record`` is SQLAlchemy's record of it, None if that is gone.  ``silence`` it if it
+    is a socket, or what is sent on it would still reach the server.
     """
     _make_immortal(connection)
     _disowned.add(id(connection))
@@ -82,8 +82,8 @@ def _make_immortal(connection: object) -> None:
 
 def _silence(connection: object) -> None:
     """Lay /dev/null over the connection's socket, in this process only."""
-    # Besides stray bytes this ends the child's share of the socket: the server
-    # would keep a dead parent's transaction open for as long as a child held it.
+    # This stops stray bytes, and it gives up the child's share of the socket: for as
+    # long as a child held it, the server would keep a dead parent's transaction open.
     descriptor = descriptor_of(connection)
     if descriptor is not None:
         null = os.open(os.devnull, os.O_RDWR)

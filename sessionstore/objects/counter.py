@@ -39,7 +39,8 @@ class IdCounter:
             )
         scope = self._database.scope
         if scope is None:
-            # Of a block whose commit was not answered no number is ever given out.
+            # Repeatable: if the commit is not answered, no number of that block is ever
+            # used.
             return self._database.write(
                 lambda kept: self._take(kept, n), is_repeatable=True
             )
@@ -51,7 +52,7 @@ class IdCounter:
             return self._take(kept, n)
 
     def skip(self, kept: KeptConnection, last: int) -> None:
-        """Have no block that is taken from now on begin at or below ``last``."""
+        """Make every block that is taken from now on begin above ``last``."""
         while True:
             seen, _ = self._next(kept)
             taken = {"seen": seen, "following": last + 1}

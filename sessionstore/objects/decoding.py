@@ -24,9 +24,9 @@ log = logging.getLogger(__name__)
 
 #: Py_TPFLAGS_HEAPTYPE: a class made by a class statement, not by C code.
 _HEAP_TYPE = 1 << 9
-#: How deep objects may be read inside each other, where that is needed.
+#: How deep objects are read inside each other, where one is needed whole.
 DEPTH = 50
-#: The bytes of a payload in which the class that it is of is looked for.
+#: The bytes of a payload in which its class is looked for.
 _BEGINNING = 4096
 _STATES = {state.value: state for state in State}
 
@@ -58,10 +58,10 @@ _NOTHING = nullcontext()
 
 
 def _read_alone(ids: Sequence[int], decoded: Decoded, serializer: Serializer) -> int:
-    """Read objects up to one that refers to others; return how many.
+    """Read objects up to the first that refers to others; return how many.
 
-    Most refer to none, and take no bookkeeping.  One that cannot be read is left to
-    the decoder too, which says so.
+    Most refer to none, and need no bookkeeping.  One that cannot be read is left to the
+    decoder too, which reports it.
     """
     rows, objects, loads = decoded.rows, decoded.objects, serializer.loads
     for number, object_id in enumerate(ids):
@@ -197,8 +197,8 @@ class _Decoder:
         return self._read_at_once(int(reference))
 
     def _is_wanted_whole(self, cls: type, object_id: int) -> bool:
-        # A set or a dictionary asks its members' hashes as it is made, and an empty
-        # object's may be another one than the whole object's.
+        # A set or a dictionary asks for its members' hashes as it is made, and an empty
+        # object may have another hash than the whole one.
         own_hash: object = cls.__hash__  # None for a list
         return (
             own_hash not in {None, object.__hash__}
@@ -229,7 +229,7 @@ class _Decoder:
         return self._live(object_id)
 
     def _spread_errors(self) -> None:
-        # An object that refers to one that cannot be read would hold an empty shell.
+        # Or an object would refer to an empty shell of one that cannot be read.
         errors = self._decoded.errors
         spread = True
         while spread:
@@ -259,7 +259,7 @@ def _set_state(obj: object, execution: Any, state: str) -> None:
 
 def _can_be_filled(cls: type) -> bool:
     """Say whether an empty instance can be made first, and filled by ``fill``."""
-    # A tuple, a number or an exception holds what it was made with, out of reach.
+    # A tuple, a number or an exception cannot be filled after it was made.
     builtin = {base for base in cls.__mro__ if not base.__flags__ & _HEAP_TYPE}
     return builtin <= {object, list, dict, set} and cls.__new__ in {
         base.__new__ for base in builtin
@@ -284,7 +284,7 @@ def fill(target: object, source: object) -> None:
         target.__dict__.update(kept)
     for name in copyreg._slotnames(type(source)):  # type: ignore[attr-defined]
         if hasattr(source, name):
-            # Past a __setattr__ that refuses, as a frozen dataclass's.
+            # Not by setattr(), which a frozen dataclass refuses.
             object.__setattr__(target, name, getattr(source, name))
     if isinstance(source, list):
         target[:] = source  # type: ignore[index]
@@ -296,7 +296,7 @@ def fill(target: object, source: object) -> None:
 def _class_path(payload: bytes | None) -> str:
     """Return the class a pickle begins with, without running any of it."""
     try:
-        # No more than its beginning: going through a hostile one takes memory.
+        # Only its beginning, as going through a hostile one could take much memory.
         return ".".join(next(globals_in(bytes((payload or b"")[:_BEGINNING]))))
     except Exception:  # no pickle at all, or a torn one
         return "unknown class"

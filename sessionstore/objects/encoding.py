@@ -1,4 +1,4 @@
-"""Objects to records: the graph that one save takes, walked and pickled."""
+"""Objects to records: the graph that is saved, walked and pickled."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["Encoded", "encode"]
 
 
 class Encoded(NamedTuple):
-    """What storing a graph takes."""
+    """What has to be written to store a graph."""
 
     records: Sequence[Record]
-    #: By ID, what was met in it and stays as it is stored.
+    #: By ID, the objects in the graph that have not changed.
     unchanged: Mapping[int, object]
 
 

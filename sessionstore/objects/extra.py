@@ -34,8 +34,8 @@ class ExtraFields:
                     f"two extra fields are named {own.name!r}; give each its own name"
                 )
             columns.append(own)
-        #: The columns, by the parameter of a statement that gives the value.  These
-        #: are numbered, as the names of the columns are anybody's.
+        #: The columns, by the names of the parameters that give their values.  The
+        #: names are numbered, as a column's own may be anything.
         self.columns = {f"extra_{n}": column for n, column in enumerate(columns)}
         self._functions = list(fields.values())
 
@@ -84,9 +84,9 @@ def _own(column: object, function: object) -> Column[Any]:
 
 
 def add_referred(table: Table) -> None:
-    """Name to a table's metadata what its foreign keys refer to."""
-    # A foreign key finds its table in its own column's metadata only, and needs no
-    # more of it than the names.
+    """Add the tables that a table's foreign keys refer to, by their names alone."""
+    # A foreign key looks for its table in the metadata of its own column, and needs no
+    # more than the names.
     for foreign in list(table.foreign_keys):
         *schema, name, column = foreign.target_fullname.split(".")
         there = table.metadata.tables.get(".".join([*schema, name]))

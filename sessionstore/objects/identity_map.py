@@ -1,9 +1,9 @@
-"""Which object of this process stands for which row.
+"""Which object in this process's memory stands for which row.
 
-Every change to an object's bookkeeping (its ID, its ``changed`` mark, its revision,
-its place in this map) is noted in the open transaction together with what takes it
-back, should that roll back.  What is written in one statement, without an open
-transaction, is noted when it has been committed.
+Each change to an object's bookkeeping (its ID, its ``changed`` mark, its revision, its
+place in this map) is noted in the open transaction, together with what undoes it at a
+rollback.  What is written in one statement, without a transaction, is noted when it is
+committed.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ class IdentityMap:
         database.on_reset.append(self._reset_in_child)
 
     def _reset_in_child(self) -> None:
-        # Whether what the parent's open transactions touched will ever be so, the
-        # child cannot know.
+        # The child cannot know what becomes of what the parent's open transactions
+        # touched.
         for scope in self._database.scopes:
             for object_id in self._noted(scope):
                 self._live.pop(object_id, None)
 
     def _noted(self, scope: Scope) -> dict[int, Any]:
-        """Return what is live for one transaction only; None is what it removed."""
+        """Return what is live in one transaction only, None for what it removed."""
         noted: dict[int, Any] = scope.notes.setdefault(self, {})
         return noted
 
@@ -76,8 +76,8 @@ class IdentityMap:
         return live
 
     def _is_here(self, obj: object, object_id: int) -> bool:
-        # One that was since saved to another store is that one's, and what happens to
-        # the row here is nothing to it.
+        # An object that was since saved to another store belongs to that one, whatever
+        # happens to the row here.
         return not isinstance(obj, Persistable) or self.known_id(obj) == object_id
 
     # Bookkeeping on objects
@@ -94,7 +94,8 @@ class IdentityMap:
         for object_id, obj in objects.items():
             self._note_stored(obj, object_id)
             if isinstance(obj, Persistable) and obj._revision is not None:
-                # Of a payload, by a __getstate__ that returns everything.
+                # It is from the payload, of a class whose __getstate__ returns
+                # everything.
                 note(obj, _revision=None)
         self._remember(objects)
 
@@ -157,8 +158,8 @@ class IdentityMap:
     def follow(self, object_id: int, before: int, after: int) -> Any | None:
         """Let the live object keep up with a change that left its payload alone.
 
-        One that was not at the revision ``before`` was stale, and stays so: its next
-        save would undo what somebody else wrote.
+        An object that was not at the revision ``before`` is out of date, and stays so:
+        its next save would undo what somebody else wrote.
         """
         live = self.live(object_id)
         if not isinstance(live, Persistable):  # unreadable, to a session
@@ -177,15 +178,16 @@ class IdentityMap:
         if scope is not None and (
             obj._revision != revision or obj.persistent_id in self._noted(scope)
         ):
-            # What was read may be this transaction's own.  After a rollback it has to
-            # be read again, whatever else is put back, before it can be saved.
+            # This transaction may have written what was read.  After a rollback, the
+            # object has to be read again before it can be saved, whatever else is put
+            # back.
             scope.undo.insert(0, lambda: note(obj, _revision=None))
         note(obj, _revision=revision)
 
     # Forgetting
 
     def note_removed(self, object_id: int) -> None:
-        """Forget an object when the transaction commits, and inside it at once."""
+        """Forget an object: in the transaction at once, elsewhere when it commits."""
         scope = self._database.scope
         assert scope is not None
         obj = self.live(object_id)
@@ -199,7 +201,7 @@ class IdentityMap:
             assign_id(obj, None)
 
     def evict(self, object_id: int) -> None:
-        """Forget which object is live under an ID, inside the transaction and after."""
+        """Forget which object is live under an ID, in the transaction and after it."""
         scope = self._database.scope
         assert scope is not None
         self._noted(scope)[object_id] = None

@@ -1,7 +1,7 @@
 """The tables beside the object table, made and brought up to date by Alembic.
 
-Alembic is imported in the function, as it takes longer than all else at start and is
-needed only where the tables are not of the current version.
+Alembic is imported in the function: that takes longer than all else at the start, and
+is needed only where the tables are not of the current version.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ __all__ = ["migrate"]
 
 
 def migrate(connection: Connection, *, table: str, version_table: str) -> None:
-    """Run the steps that the tables of ``table`` have not seen, in a transaction."""
+    """Run the migrations that the tables of ``table`` lack, in a transaction."""
     from alembic.config import Config
     from alembic.operations import Operations
     from alembic.runtime.environment import EnvironmentContext
@@ -25,8 +25,8 @@ def migrate(connection: Connection, *, table: str, version_table: str) -> None:
     folder = Path(__file__).with_name("migrations")
     config.set_main_option("script_location", str(folder).replace("%", "%%"))
     scripts = ScriptDirectory.from_config(config)
-    # Not entered: alembic.op and alembic.context would be ours, for all threads, and
-    # another's tables be made on this connection.
+    # Not entered as a context manager: that would set alembic.op and alembic.context
+    # for all threads, and another thread's migration would run on this connection.
     environment = EnvironmentContext(
         config,
         scripts,
@@ -47,6 +47,6 @@ def _make_known(dialect: Dialect) -> None:
     try:
         DefaultImpl.get_by_dialect(dialect)
     except KeyError:
-        # Alembic lists the dialects that it knows, by the classes that name them.
-        # Creating tables, which is all we do, takes nothing special.
+        # Alembic knows the dialects that a class of it names.  Creating tables, which
+        # is all that we do, takes nothing special.
         type("Implementation", (DefaultImpl,), {"__dialect__": dialect.name})

@@ -1,7 +1,7 @@
 """Which objects have a place in a store, and under which ID.
 
-An object carries its ID, and says with it which store gave it.  That alone does not
-tell it from a copy, which has all its attributes and is another object.
+An object has its ID as an attribute, and the name of the store that gave it.  These
+alone do not tell it from a copy, which has the same attributes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 class Origin:
-    """One store's name on the objects that are stored in it."""
+    """One store, as it is named on the objects that are stored in it."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -56,7 +56,7 @@ class Origin:
 
 def assign_id(obj: Any, object_id: int | None) -> None:
     """Set an object's ``persistent_id``, if it takes that."""
-    # On a class it would show on all that are made of it.
+    # On a class, all its instances would have it.
     if not isinstance(obj, type):
         try:
             obj.persistent_id = object_id

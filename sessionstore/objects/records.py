@@ -1,15 +1,15 @@
-"""What crosses between objects and tables, and how objects refer to each other.
+"""What passes between objects and tables, and how objects refer to each other.
 
 A payload is one object, as a serializer writes it.  Where the object refers to a
 ``Persistable``, itself included, the payload holds a persistent ID, the tuple ``(id,
-module, qualified name)``: enough to make an empty instance of the class at once and
-to fill it when its own payload has been read, so that graphs with cycles and shared
+module, qualified name)``: enough to make an empty instance of the class at once and to
+fill it when its own payload has been read, so that graphs with cycles and shared
 children load whichever object comes first.  Payloads made by GC3Pie have a plain
-integer there; what it names is loaded on the spot, as it was by GC3Pie.
+integer there; that object is loaded at once, as GC3Pie did.
 
-``encoding`` and ``decoding`` are the two ways.  Both work from a list of what is still
-to do, not by recursion, so a chain of any length fits, and neither sees a database
-connection: a ``Record`` is all that goes down to SQL, a ``Row`` all that comes back.
+``encoding`` and ``decoding`` are the two directions.  Both work through a list, without
+recursion, so that a chain may have any length.  Neither sees a database connection: a
+``Record`` is all that goes down to SQL, a ``Row`` all that comes back.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from sessionstore.task import State
 __all__ = ["Decoded", "Record", "Row", "path_of", "state_of"]
 
 
-# Records and rows are made by the ten thousand, and a frozen dataclass takes three
-# times as long to make as a tuple.
+# Tuples, as many thousands are made at a time, and a frozen dataclass takes three times
+# as long to make.
 
 
 class Record(NamedTuple):
@@ -42,7 +42,7 @@ class Row(NamedTuple):
 
     payload: bytes | None
     state: str | None
-    #: Of the object's job, where a session reads it.
+    #: The job's, where a session reads the object.
     revision: int | None = None
     returncode: int | None = None
 

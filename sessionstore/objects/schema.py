@@ -1,7 +1,7 @@
 """The tables, and the statements that read and write the objects' own one.
 
 The object table is exactly what old programs made: ``id``, ``data``, ``state`` and
-columns of the user's own.  Everything else stands in tables beside it:
+columns of the user's own.  Everything else is in tables beside it:
 
 ``<table>_session``     the sessions
 ``<table>_job``         one row for each object written through a session
@@ -77,7 +77,7 @@ def _longblob(element: Payload, compiler: Any, **keywords: Any) -> str:
     return "LONGBLOB"
 
 
-#: How MySQL and MariaDB are to make a table.
+#: The options with which MySQL and MariaDB make a table.
 _OPTIONS = {"engine": "InnoDB", "charset": "utf8mb4", "collate": "utf8mb4_bin"}
 
 
@@ -101,7 +101,7 @@ class Schema:
             *self.extra.columns.values(),
         )
         add_referred(self.objects)
-        #: The columns of an object's row but for its ID, by statements' parameters.
+        #: The columns of an object's row, except its ID, by their names in statements.
         self.parameters = {
             "data": self.objects.c.data,
             "state": self.objects.c.state,
@@ -136,7 +136,7 @@ class Schema:
             Column("created_at", BigInteger, nullable=False),
             Column("updated_at", BigInteger, nullable=False),
         )
-        # One index answers a claim: the oldest job in some state that may be taken.
+        # One index finds what a claim looks for: the oldest free job in some state.
         self.claim_index = f"ix_{table_name}_job_claim"
         Index(
             self.claim_index,
@@ -206,14 +206,15 @@ class Schema:
     @property
     def lock_name(self) -> str:
         """A name for the lock under which the tables are made."""
-        # It stands between quotes in a statement, and a table's name may hold any.
+        # A hash, as it is put between quotes in a statement, and a table's name may
+        # have quotes.
         return hashlib.sha256(self.name.encode()).hexdigest()[:32]
 
     @staticmethod
     def hint(index: str) -> str:
         """Return what MySQL and MariaDB are told so that they use an index."""
-        # As MySQL quotes names; SQLAlchemy and then the driver take a percent sign
-        # for the beginning of a parameter.
+        # Quoted as in MySQL.  SQLAlchemy and then the driver halve each doubled percent
+        # sign.
         quoted = index.replace("`", "``").replace("%", "%%%%")
         return f"FORCE INDEX (`{quoted}`)"
 
@@ -311,7 +312,7 @@ class Schema:
 
     def version_in(self, connection: Connection) -> str | None:
         """Return the version of the tables in the database, None for none."""
-        # Asked first and looked for afterwards: the usual answer is one query.
+        # Read before it is known to exist: usually it does, and one query is enough.
         statement = select(self.version.c.version_num)
         try:
             return connection.execute(statement).scalar()
@@ -319,7 +320,7 @@ class Schema:
             connection.rollback()
             if not inspect(connection).has_table(self.version.name):
                 return None
-            # All is there after all: another process has made it meanwhile.
+            # It is there after all: another process has made it meanwhile.
             return connection.execute(statement).scalar()
 
     def check_version(self, version: str) -> None:
@@ -353,13 +354,13 @@ class Schema:
                         f"the table {self.name!r} lacks the column {column.name!r} "
                         f"({column.type}); add it, or choose another table name"
                     ) from None
-            # All is there after all: another process has made it meanwhile.
+            # It is there after all: another process has made it meanwhile.
             self._look_at_columns(connection)
 
     def _look_at_columns(self, connection: Connection) -> None:
         rows: Any = connection.execute(select(self.objects).limit(0))
         dialect: Any = connection.dialect
-        # The one server that would take bytes into a text, as digits, without a word.
+        # Only PostgreSQL would silently store bytes in a text column, as digits.
         is_text = (
             dialect.name == "postgresql"
             and rows.cursor.description[1][1] != dialect.dbapi.BINARY
@@ -383,7 +384,7 @@ class Schema:
                 self.check_version(version)
         name = connection.dialect.name
         if name in {"mysql", "mariadb"}:
-            # Not before: SQLAlchemy imports the dialect that an option is of.
+            # Not earlier, as SQLAlchemy imports the dialect of each option.
             for option, value in _OPTIONS.items():
                 self.objects.dialect_kwargs[f"{name}_{option}"] = value
         self.metadata.create_all(connection, tables=[self.objects])

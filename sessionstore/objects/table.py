@@ -40,10 +40,10 @@ T = TypeVar("T")
 
 #: Rows in one page of an iteration.
 PAGE = 500
-#: How often IDs are given anew because another program had taken them.
+#: How often other IDs are tried because another program had taken the first ones.
 ATTEMPTS = 10
-#: Raised by a column's type, or by a driver that has no error of its own for a value
-#: that it cannot put into SQL.
+#: What a column's type raises for a value that cannot be put into SQL, and what a
+#: driver raises that has no error of its own for that.
 _UNSENDABLE = (SQLAlchemyError, ArithmeticError, TypeError, ValueError)
 
 
@@ -74,7 +74,7 @@ class ObjectTable:
         if isinstance(idfactory, IdFactory):
             idfactory = idfactory.bind(self._counter.allocator)
         self._idfactory = idfactory
-        # What a caller's own factory gives may be anything.
+        # A caller's own factory may give anything.
         self._new_id = idfactory.new if is_own else self._checked_id
         self._loading = threading.RLock()
         self._is_ready = False
@@ -89,7 +89,7 @@ class ObjectTable:
     # Setting up
 
     def prepare(self) -> None:
-        """Make or check the tables, once in a process; to be called first of all."""
+        """Make or check the tables, once in each process, before anything else."""
         hooks.gate.notice_fork()
         if self._is_ready:
             return
@@ -103,7 +103,7 @@ class ObjectTable:
         self._is_ready = True
 
     def _is_complete(self, kept: KeptConnection) -> bool:
-        """Say whether all is made; raise SchemaError for what does not fit."""
+        """Say whether nothing is missing; raise SchemaError for what does not fit."""
         connection, schema = kept.connection, self.schema
         with self.database.translated():
             version = schema.version_in(connection)
@@ -114,16 +114,17 @@ class ObjectTable:
                 self.has_sessions = version is not None
                 self._counter.is_there = self.has_sessions or schema.has_ids(connection)
                 return True
-            # Before anything is made: a table that does not fit stays alone.
+            # Before anything is made: a table that does not fit gets no others beside
+            # it.
             schema.check_columns(connection, may_lack=True)
             return False
 
     def reset_ids(self) -> None:
-        """Drop the IDs at hand; the next one is of a new block."""
+        """Drop the IDs at hand; the next one comes from a new block."""
         self._counter.allocator.reset()
 
     def close(self) -> None:
-        """Close all connections, with which an in-memory database's tables go."""
+        """Close all connections; an in-memory database is deleted by that."""
         self.database.connections.dispose()
         if self.database.connections.is_in_memory:
             self.identities.forget_all()
@@ -190,7 +191,7 @@ class ObjectTable:
         return run()
 
     def write(self, kept: KeptConnection, records: Sequence[Record]) -> None:
-        """Write records' rows, and note on the objects that they are stored."""
+        """Write the rows of records, and note on the objects that they are stored."""
         try:
             new = [record for record in records if record.is_new]
             if new:  # else a forked worker would build the statement for nothing
@@ -210,7 +211,8 @@ class ObjectTable:
         self.identities.stored(records)
 
     def _insert(self, kept: KeptConnection, records: Sequence[Record]) -> None:
-        # Made as they are sent, for the garbage collector's sake.
+        # Made only as they are sent, as a long list would keep the garbage collector
+        # busy.
         rows = ({**self._values(record), "id": int(record.id)} for record in records)
         kept.change_many(self.schema.insert, rows)
 
@@ -296,14 +298,14 @@ class ObjectTable:
     ) -> Decoded:
         """Return the live objects with these IDs, reading those that are not live.
 
-        No ID may be given twice.  ``fetch`` reads rows in another way; ``adopt`` is
-        called with each object that was read.
+        No ID may be given twice.  ``fetch`` takes the place of this table's own;
+        ``adopt`` is called with each object that was read.
         """
         self.prepare()
         fetch = fetch or self.fetch
 
         def work(kept: KeptConnection) -> Decoded:
-            # Under a lock, or two threads would make two live objects of one ID.
+            # Under a lock, or two threads would make two live objects for one ID.
             with self._loading:
                 live = self.identities.live_among(ids)
                 missing = [i for i in ids if i not in live] if live else ids
@@ -326,7 +328,7 @@ class ObjectTable:
         if live is not None:
             return live
 
-        # As load_many does, of which most calls are for one.
+        # As load_many does; on its own, as most calls are for one object.
         def work(kept: KeptConnection) -> Any:
             with self._loading:
                 live = self.identities.live(object_id)
