@@ -1,22 +1,22 @@
 """Ways to turn objects into payloads, for a store's ``serializer=``.
 
-What whoever can write to the database can do, where the payloads are made by
+What somebody who can write to the database can do, if payloads are made by
 
 - ``PickleSerializer()``: run any code in the programs that read it;
 - ``PickleSerializer(allow=...)``: make objects of the classes allowed, with any
   attributes;
 - ``JsonSerializer(types)``: the same, and their ``__init__`` is not called;
 - ``SignedSerializer``: put back an older payload, or another row's;
-- ``EncryptedSerializer``: the same, and not read what is in it;
-- ``CompressedSerializer``: what they can with the one inside.
+- ``EncryptedSerializer``: the same, but not read what is in it;
+- ``CompressedSerializer``: the same as with the serializer inside it.
 
-A payload's first bytes tell what wrote it; "The stored format" has their table.
-Each serializer reads its own payloads only, and says so by a DecodeError otherwise:
-a plain pickle passes for a signed one where ``allow_plain`` lets it.  The exception
-is ``CompressedSerializer``, which leaves small payloads as they are.
+A payload's first bytes tell what wrote it; "The stored format" has their table.  Each
+serializer reads its own payloads only, and raises DecodeError for others.  There are
+two exceptions: ``allow_plain`` lets plain pickles be read, and ``CompressedSerializer``
+leaves small payloads as they are.
 
-A serializer of your own has ``dumps`` and ``loads`` as ``Serializer`` has, and pickles
-if stores with it are to.  Let it raise DecodeError for what it cannot read.
+A serializer of your own has ``dumps`` and ``loads`` as in ``Serializer``, and raises
+DecodeError for what it cannot read.  It has to pickle if its stores are to.
 """
 
 from importlib import import_module
@@ -46,7 +46,7 @@ __all__ = [
     "read_keys",
 ]
 
-#: Imported when they are asked for, as every store imports this package.
+#: Imported only when they are used, as every store imports this package.
 _OTHERS = {
     "CompressedSerializer": "compressed",
     "EncryptedSerializer": "encrypted",

@@ -14,9 +14,9 @@ from sessionstore.renaming import current_name, find
 
 __all__ = ["ALWAYS", "Allowed", "Entry"]
 
-#: What a payload may always name: the store's own classes, and values that the
-#: standard library makes from a few bytes and that do nothing.  No ``range`` or
-#: ``bytearray``: with them, a few bytes are enough to fill the memory.
+#: What a payload may always name: the store's own classes, and harmless values of the
+#: standard library.  Not ``range`` or ``bytearray``, with which a few bytes could fill
+#: the memory.
 ALWAYS = frozenset(
     {
         ("builtins", "complex"),
@@ -67,7 +67,7 @@ class Allowed:
             )
 
     def named_now(self, module: str, name: str) -> tuple[str, str]:
-        """Return a name as it is now, of one that may be Python 2's, as pickle does."""
+        """Return the name of today for one that may be Python 2's, as pickle does."""
         if (module, name) in self.pairs:
             return module, name
         renamed: dict[tuple[str, str], tuple[str, str]] = _compat_pickle.NAME_MAPPING
@@ -86,7 +86,7 @@ class Allowed:
         if known is None:
             try:
                 found = self.find(module, name)
-            except Exception:  # it will be raised again, and told, where it is used
+            except Exception:  # it is raised again where the name is used
                 return False
             known = isinstance(found, type) and issubclass(found, Enum)
             self._enums[module, name] = known

@@ -1,4 +1,4 @@
-"""Pickles that may only name what is listed."""
+"""Pickles that may name listed classes and functions only."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ __all__ = ["CheckedPickles"]
 
 
 class CheckedPickles:
-    """A serializer whose pickles name nothing but what is allowed.
+    """A serializer whose pickles name only what is allowed.
 
-    The opcodes are gone through first, so that nothing is called where anything is
-    refused.  ``find_class`` asks once more, at the time of use.
+    The opcodes are checked first, so that nothing at all is called if anything is
+    refused.  ``find_class`` checks again, when something is used.
     """
 
     def __init__(self, protocol: int, allowed: Allowed) -> None:
@@ -84,7 +84,7 @@ class _Unpickler(pickle.Unpickler):
         persistent_load: Callable[[Any], object],
         allowed: Allowed,
     ) -> None:
-        # Names as they are written; find_class knows those of Python 2.
+        # Not fix_imports, as find_class itself knows the names of Python 2.
         super().__init__(io.BytesIO(payload), fix_imports=False)
         self._refer = persistent_load
         self._allowed = allowed
@@ -112,7 +112,7 @@ def _encoded(text: str, encoding: str) -> bytes:
     return text.encode(encoding)
 
 
-#: What stands in for functions that pickles of plain values call.
+#: Replacements for functions that pickles of plain values call.
 _HARMLESS = {GETATTR: _enum_member, ENCODE: _encoded}
 
 

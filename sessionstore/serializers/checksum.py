@@ -1,4 +1,4 @@
-"""A body that shows whether it was cut off or changed by accident."""
+"""Payloads with a checksum, which shows whether they were cut off or damaged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Payloads made smaller."""
+"""Compressed payloads."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from sessionstore.serializers.protocol import Serializer
 
 __all__ = ["CompressedSerializer"]
 
-#: The bytes that say how many there are decompressed.
+#: Bytes of the number that says how long the decompressed payload is.
 _SIZE = 8
-#: What zlib makes of the most even data; nothing that is honest claims more.
+#: The most by which zlib can shrink data; an honest payload claims no more.
 _MOST_RATIO = 1032
 _SLACK = 64
 
@@ -23,15 +23,14 @@ _SLACK = 64
 class CompressedSerializer:
     """What ``inner`` makes, compressed by zlib where that makes it smaller.
 
-    No more than ``max_size`` bytes are compressed, and none that claims more, or
-    gives more than it claims, is decompressed; so that is the most memory that a
-    hostile payload can take.  Where payloads are signed or encrypted too, compress
-    inside: ``SignedSerializer(CompressedSerializer(...), keys)``, so that nothing is
-    decompressed that was not verified.  What was written without compression is read
-    as it is.
+    No more than ``max_size`` bytes are compressed.  A payload that claims to be larger,
+    or is larger than it claims, is not decompressed, so that a hostile one takes no
+    more memory than that.  If payloads are also signed or encrypted, compress inside:
+    ``SignedSerializer(CompressedSerializer(...), keys)``, so that only verified
+    payloads are decompressed.  What was written without compression is read as it is.
 
     The payload is header ``Z``; four bytes of CRC-32, of all that follows them; eight
-    bytes of the size that it was, both with the high byte first; and a zlib stream.
+    bytes of the uncompressed size, both with the high byte first; and a zlib stream.
 
     >>> from sessionstore import SqlStore, Task
     >>> from sessionstore.serializers import CompressedSerializer, PickleSerializer
@@ -82,7 +81,7 @@ class CompressedSerializer:
         plain = b""
         if not wrong:
             try:
-                # One byte more than it should have, to see whether it has.
+                # One byte more, to see whether it is larger than it says.
                 plain = stream.decompress(packed, size + 1)
             except zlib.error:
                 wrong = True

@@ -1,4 +1,4 @@
-"""Payloads that only those who have the key can read, or have written."""
+"""Payloads that only somebody with the key can read, or have written."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _TOKEN = re.compile(rb"[\w=-]*", re.ASCII)
 class EncryptedSerializer:
     """What ``inner`` makes, encrypted and signed by ``cryptography``'s MultiFernet.
 
-    The first of ``keys`` encrypts, and each of them decrypts.  ``allow_plain`` is for
-    what was written before, as with ``SignedSerializer``; and as there, an old
-    payload can be put back, or another row's.  The time of writing, the size, the
-    state and all other columns can be read without a key.
+    The first of ``keys`` encrypts, and each of them decrypts.  ``allow_plain`` also
+    reads what was written earlier, as in ``SignedSerializer``; and as there, an old
+    payload can be put back, or another row's.  The time of writing, the size, the state
+    and all other columns can be read without a key.
 
     The payload is a Fernet token.
 
@@ -50,7 +50,7 @@ class EncryptedSerializer:
         return f"{type(self).__name__}({self._inner!r}, {self._keys!r})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A MultiFernet holds the keys in the open.
+        # A MultiFernet would pickle with the keys in it.
         return _remade, (type(self), self._inner, self._keys, self._allow_plain)
 
     def dumps(
@@ -72,8 +72,8 @@ class EncryptedSerializer:
                 "save it again"
             )
         try:
-            # Fernet also reads a token with other characters in it, or other bits
-            # that base64 does not use, as long as the bytes are the same.
+            # Fernet ignores other characters in a token, and bits that base64 does not
+            # use.
             if not _TOKEN.fullmatch(payload):
                 raise InvalidToken
             decrypted = self._fernet.decrypt(payload)

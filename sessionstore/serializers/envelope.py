@@ -1,4 +1,4 @@
-"""What a payload that is no plain pickle begins with.
+"""The first bytes of a payload that is no plain pickle.
 
 ====== =====================================================================
 bytes  are
@@ -9,11 +9,11 @@ bytes  are
 5-     the body, in that format
 ====== =====================================================================
 
-An encrypted payload is a Fernet token as the specification has it, which says so by
-its own first bytes, ``gAAAA``.  What begins with neither is a pickle.
+An encrypted payload is a Fernet token as in its specification, and begins with
+``gAAAA``.  What begins with neither is a pickle.
 
-A version is raised only where an older reader could not read what is written, and
-what a reader once read, it goes on reading.
+A version is raised only if an older reader could not read what is written.  Readers go
+on reading what they once read.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _MAGIC = b"\xf5ss"
 _VERSION = 1
 #: How long a header is.
 HEADER = 5
-#: What a Fernet token begins with: its version, and the upper bytes of a time.
+#: How a Fernet token begins: its version, and the upper bytes of a time.
 FERNET = b"gAAAA"
 
 _WRITERS = {
@@ -39,7 +39,7 @@ _WRITERS = {
 
 
 def header(kind: Literal[b"S", b"Z", b"J"]) -> bytes:
-    """Return what a payload of this kind begins with."""
+    """Return the header of a payload of this kind."""
     return _MAGIC + kind + bytes([_VERSION])
 
 

@@ -31,20 +31,20 @@ class JsonSerializer:
     ``types`` lists the classes, as ``allow`` does for ``PickleSerializer``; ``Task``,
     ``Run``, ``State`` and ``Persistable`` always are.  An object of a class is made
     without a call of ``__init__``, and gets its attributes, by ``__setstate__`` where
-    it has that; a class that pickles in a way of its own, or has ``__slots__``,
-    cannot be stored.  Attributes may be None, booleans, integers, floats,
-    text, bytes, lists, tuples, sets, dictionaries, ``datetime``, Enums and objects of
-    the classes listed; a ``Persistable`` inside another is a reference, as always.
-    What else there is, is an EncodeError.  An ID (``IntId``) becomes a plain integer,
-    and a list that an object has twice becomes two lists.
+    it has that; a class that pickles in a way of its own, or has ``__slots__``, cannot
+    be stored.  Attributes may be None, booleans, integers, floats, text, bytes, lists,
+    tuples, sets, dictionaries, ``datetime``, Enums and objects of the classes listed; a
+    ``Persistable`` inside another is a reference, as always.  Anything else is an
+    EncodeError.  An ID (``IntId``) becomes a plain integer, and a list that an object
+    has twice becomes two lists.
 
     ``allow_plain`` reads pickles that were written before, of the same classes.
 
     The payload is header ``J``, four bytes of CRC-32 of what follows, and JSON.  What
-    JSON has no way to write is an object of one member, whose name says what it is:
-    ``$object``: class and attributes; ``$enum``: class and member; ``$ref``: ID,
-    module and class of a ``Persistable`` in a row of its own; ``$tuple``, ``$set``;
-    ``$dict``: pairs, where a key is no text or begins with ``$``; ``$bytes`` in base64;
+    JSON cannot express is an object with one member, whose name says what it is:
+    ``$object``: class and attributes; ``$enum``: class and member; ``$ref``: ID, module
+    and class of a ``Persistable`` in a row of its own; ``$tuple``, ``$set``; ``$dict``:
+    pairs, where a key is no text or begins with ``$``; ``$bytes`` in base64;
     ``$datetime`` in ISO 8601; ``$float``: inf, -inf or nan.
 
     Raises ConfigurationError if ``msgspec`` is not installed.
@@ -101,7 +101,7 @@ class JsonSerializer:
             )
         body = without_checksum(payload)
         try:
-            # First whether it is JSON at all, which takes no memory to find out.
+            # First check that it is JSON at all, which takes no memory.
             msgspec.json.decode(body, type=msgspec.Raw)
             tree = msgspec.json.decode(body)
             _check_names(tree, self._allowed)
@@ -113,7 +113,7 @@ class JsonSerializer:
 
 
 class _Writer:
-    """Makes of an object what JSON can have."""
+    """Turns an object into what JSON can express."""
 
     def __init__(
         self, persistent_id: Callable[[object], object | None], allowed: Allowed
@@ -176,7 +176,7 @@ class _Writer:
 
 
 class _Reader:
-    """Makes objects again, of what JSON had."""
+    """Turns what was in JSON into objects again."""
 
     def __init__(
         self, persistent_load: Callable[[Any], object], allowed: Allowed

@@ -1,4 +1,4 @@
-"""Secret keys: from a file or a systemd credential, and out of everybody's sight.
+"""Secret keys: read from a file or a systemd credential, and never shown.
 
 A file of keys has one in each line, the newest first.  The first signs or encrypts,
 and all of them verify or decrypt; so a key is replaced by writing the new one above
@@ -23,15 +23,15 @@ from sessionstore.refusal import refuse_in_payload
 __all__ = ["Keys", "new_key", "read_keys"]
 
 _SIZE = 32
-#: A file of keys is no larger, so that a wrong path does not fill the memory.
+#: The most bytes of a file of keys, so that a wrong path does not fill the memory.
 _MOST = 2**20
 
 
 class Keys:
-    """Keys, the one in use first; they show in no ``repr``, log, error or pickle.
+    """Keys, the newest first; they show in no ``repr``, log, error or pickle.
 
-    Those that were read from a file pickle as its path, and are read again where
-    they arrive; others do not pickle.
+    Those from a file pickle as its path, and are read again by whoever unpickles them;
+    others do not pickle.
     """
 
     __slots__ = ("_keys", "_source")
@@ -96,8 +96,8 @@ def read_keys(source: str | os.PathLike[str]) -> Keys:
         raise ConfigurationError(
             f"the keys cannot be read: {path}: {error.strerror}"
         ) from error
-    # systemd keeps the folder of a service's credentials from everybody else, and
-    # shows the service's own right to them as one of the group's.
+    # systemd keeps others out of the folder of a service's credentials, and shows the
+    # service's own right to read them as one of the group's.
     if mode & (0o007 if is_credential else 0o077):
         raise ConfigurationError(
             f"{path} has keys, and others than its owner may read or write it (mode "
@@ -133,7 +133,7 @@ def _decoded(key: str | bytes, what: str) -> bytes:
     except (AttributeError, ValueError, binascii.Error):
         raw = b""
     if len(raw) != _SIZE:
-        # What it is instead may be most of a key.
+        # Not quoted, as it may be most of a key.
         raise ConfigurationError(
             f"{what} is not {_SIZE} bytes in base64; make one by new_key()"
         ) from None

@@ -1,11 +1,11 @@
-"""A pickle's opcodes, gone through before any of them is run.
+"""A pickle's opcodes, checked before any of them is run.
 
-A pickle is a program for a small machine with a stack and a memo.  This goes through
-the program once, without making any object, and keeps of each place on the stack and
-in the memo one byte: what kind of thing will be there.  That is enough to know
+A pickle is a program for a small machine with a stack and a memo.  This module goes
+through the program once, without making any object.  For each place on the stack and in
+the memo it keeps one byte: what kind of thing will be there.  That is enough to know
 
-- that the program is whole: no piece is missing and no length exceeds what is there,
-  so that no memory is set aside for what is only claimed;
+- that the program is complete: nothing is missing, and no length exceeds what is there,
+  so that no memory is reserved for a size that is only claimed;
 - each class or function that it will import, before the first of them is called;
 - that it calls only those, and changes only objects that it has made itself: neither
   a class, nor an Enum's member, nor an object from another row, which the rest of the
@@ -36,7 +36,7 @@ _MARK = 1
 _NAMED = 2
 #: An Enum, or what returns the members of one.
 _ENUM = 3
-#: An object that others have too.
+#: An object that something outside this pickle may have, too.
 _SHARED = 4
 _MARK_BYTE = bytes([_MARK])
 
@@ -44,11 +44,11 @@ _MARK_BYTE = bytes([_MARK])
 _PUSH, _WORD, _MEMOIZE, _PUT, _GET, _NOTHING, _GLOBAL, _STACK_GLOBAL = range(8)
 _OTHER, _STOP, _REFUSED = range(8, 11)
 
-#: How many words are kept by their place in the memo, so that memory has a bound.
+#: How many words are kept by their place in the memo: a bound for the memory.
 _MOST_WORDS = 1_000
 _LONGEST_WORD = 255
 
-# The length of an opcode's argument, as pickletools has it: so many bytes, or
+# The length of an opcode's argument, as in pickletools: a number of bytes, or
 _LINE, _COUNTED_1, _COUNTED_4, _COUNTED_8 = -1, -2, -3, -4
 _LENGTHS = {
     pickletools.UP_TO_NEWLINE: _LINE,
@@ -59,8 +59,8 @@ _LENGTHS = {
 }
 _BYTES_OF_COUNT = {_COUNTED_1: 1, _COUNTED_4: 4, _COUNTED_8: 8}
 
-#: What takes so many places, and calls what is below them (with ``True``) or changes
-#: it; None: all places down to the mark.
+#: Opcodes that take this many places (None: all down to the mark), and call what is
+#: below them, with ``True``, or change it.
 _ON_WHAT_IS_BELOW = {
     pickle.REDUCE[0]: (1, True),
     pickle.NEWOBJ[0]: (1, True),
@@ -102,13 +102,13 @@ def _what_it_does(opcode: pickletools.OpcodeInfo) -> int:
     ):
         if code in codes:
             return does
-    # What else takes nothing and gives one thing is a value: a number, bytes, an
-    # empty list.  The others call by ways that pickles of classes do not take.
+    # Any other opcode that takes nothing and gives one thing gives a value: a number,
+    # bytes, an empty list.  What is left makes calls in ways that real pickles do not.
     is_value = not opcode.stack_before and len(opcode.stack_after) == 1
     return _PUSH if is_value and not opcode.name.startswith(_UNKNOWABLE) else _REFUSED
 
 
-#: What was registered with copyreg, or is handed over beside the pickle.
+#: These give what was registered with copyreg, or is passed beside the pickle.
 _UNKNOWABLE = ("EXT", "NEXT_BUFFER")
 
 #: For each opcode its argument's length and what it does.
@@ -124,7 +124,7 @@ for _opcode in pickletools.opcodes:
 def check_opcodes(payload: bytes, allowed: Allowed, *, of_enums: bool = True) -> None:
     """Raise DecodeError or UnpicklingError for a pickle that must not be run.
 
-    ``of_enums`` lets GETATTR pass, which an unpickler must not take at its word.
+    ``of_enums`` lets GETATTR pass; the unpickler must then replace it.
     """
     program = _Program(payload, allowed)
     if of_enums:
@@ -153,7 +153,8 @@ class _Program:
     def check(self) -> None:
         payload, end = self._payload, len(self._payload)
         stack, memo, words = self._stack, self._memo, self._allowed.words
-        # The two topmost places, where they are words: a class is imported by two.
+        # The two topmost places, if they are words, as STACK_GLOBAL imports by two
+        # words.
         below: slice | None = None
         top: slice | None = None
         has_gap = False
@@ -188,7 +189,7 @@ class _Program:
                 below, top = top, self._kept.get(place)
             elif does == _PUT:
                 place = self._number(opcode, start, after)
-                # As Python 2 began to count, after which MEMOIZE counts otherwise.
+                # Python 2 began to count with 1, and MEMOIZE then counts differently.
                 has_gap = has_gap or (place == 1 and not memo)
                 self._put(place, top)
             elif does == _STACK_GLOBAL:

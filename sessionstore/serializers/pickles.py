@@ -25,9 +25,9 @@ class _ReferenceError(Exception):
 
 
 class _LonePickler(pickle.Pickler):
-    # ``persistent_id`` is asked about each part, down to every number and string, and
-    # this about what is of a class only.  That saves a quarter of the time, for the
-    # many objects that refer to no other.
+    # ``persistent_id`` is called for each part, down to every number and string, and
+    # this for instances of classes only.  For the many objects that refer to no other,
+    # that saves a quarter of the time.
     refer: Callable[[object], object | None]
 
     def reducer_override(self, obj: object) -> Any:
@@ -41,7 +41,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 class _RenamingUnpickler(_Unpickler):
-    # On its own, as a method of Python's for each class would slow all loading down.
+    # A class of its own, as a find_class in Python slows all loading down.
     def find_class(self, module: str, name: str) -> Any:
         return super().find_class(*renaming.current_name(module, name))
 
@@ -51,17 +51,17 @@ class PickleSerializer:
 
     ``protocol`` is that of ``pickle.dump``.
 
-    Reading a pickle can run any code: whoever can write to the database can run
-    code in the processes that read it.  With ``allow`` a pickle may only name the
-    classes and functions that are listed, and those in ``serializers.ALWAYS``; all
-    that it names is looked at before anything of it is done.  Each entry is a class
-    or function, the text ``"module:Qualified.name"`` for one, or ``"module"`` for all
-    classes that a module has at its top.  An object of another class is not stored.
+    Reading a pickle can run any code: whoever can write to the database can run code in
+    the processes that read it.  With ``allow`` a pickle may only name the classes and
+    functions that are listed, and those in ``serializers.ALWAYS``; all that it names is
+    checked before any of it is run.  Each entry is a class or function, the text
+    ``"module:Qualified.name"`` for one, or ``"module"`` for all classes that a module
+    has at its top.  An object of another class is not stored.
 
-    Pickles of protocol 2 and later can be read, Python 2's with them.
+    Pickles of protocol 2 and later can be read, also those of Python 2.
 
-    What the classes listed do when they are called with arbitrary arguments, and in
-    their ``__setstate__``, is theirs to answer for.
+    The listed classes themselves must be safe to call with any arguments, and so must
+    their ``__setstate__``.
 
     >>> from sessionstore import SqlStore, Task
     >>> from sessionstore.serializers import PickleSerializer
@@ -133,11 +133,11 @@ class PickleSerializer:
 
 
 def globals_in(payload: bytes) -> Iterator[tuple[str, str]]:
-    """Yield module and qualified name of what a pickle imports, without running it.
+    """Yield the module and name of what a pickle imports, without running it.
 
-    Raises ValueError or what else pickletools raises, where it is no pickle.
+    Raises ValueError, or what else pickletools raises, for what is no pickle.
     """
-    import pickletools  # a third of this package's import, and seldom needed
+    import pickletools  # a third of the time to import this package, and seldom needed
 
     memo: dict[int, str | None] = {}
     strings: list[str] = []
@@ -169,7 +169,7 @@ def _warn_of_all_in_main(payload: bytes) -> None:
 
 
 def warn_of_main(name: str) -> None:
-    """Warn of an object that is being stored, of a class that is in __main__."""
+    """Warn that an object of a class of __main__ is being stored."""
     warn_user(
         f"{name} is a class of __main__, which other programs do not have; put it "
         "into a module, or only this one can load it"

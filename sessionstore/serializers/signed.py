@@ -1,4 +1,4 @@
-"""Payloads that only those who have the key can have written."""
+"""Payloads that only somebody with the key can have written."""
 
 from __future__ import annotations
 
@@ -14,17 +14,16 @@ from sessionstore.serializers.protocol import Serializer
 __all__ = ["SignedSerializer"]
 
 _SIZE = 32
-#: One file of keys may serve to sign and to encrypt, and each gets keys of its own.
+#: Keys are derived with it, as one file of keys may be used to sign and to encrypt.
 _PURPOSE = b"sessionstore: signed payloads, version 1"
 
 
 class SignedSerializer:
     """What ``inner`` makes, with a signature (HMAC-SHA256) that is verified first.
 
-    The first of ``keys`` signs, and each of them verifies.  ``allow_plain`` lets what
-    was written before, without a signature, be read all the same: anybody who can
-    write to the store can then do without one, so turn it off when all objects have
-    been saved again.
+    The first of ``keys`` signs, and each of them verifies.  ``allow_plain`` also reads
+    what was written earlier, without a signature.  Then whoever can write to the store
+    needs no signature, so turn it off when all objects have been saved again.
 
     A signature says that somebody with the key wrote the payload.  It does not say
     for which row, nor that it is the latest: who can write to the database can put an

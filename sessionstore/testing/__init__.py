@@ -13,7 +13,7 @@ Tests run on SQLite files, or on the database that ``--sessionstore-url`` or the
 environment's ``SESSIONSTORE_TEST_URL`` names; under xdist too.  The URL's database
 must be there; each test has tables of its own in it, which are dropped at its end.
 
-``sessionstore.testing.contract`` has a suite for ``Store`` classes of one's own.
+``sessionstore.testing.contract`` has a suite for your own ``Store`` classes.
 """
 
 from sessionstore.testing.children import Child, ChildError, run_forked

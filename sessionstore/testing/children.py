@@ -1,4 +1,4 @@
-"""Forked children for tests: bounded in time, and their errors seen in the parent."""
+"""Forked children for tests, with a time limit; their errors reach the parent."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ TIMEOUT = 60.0
 
 
 class ChildError(AssertionError):
-    """A child was killed, hung, or failed with what cannot be pickled."""
+    """A child was killed, hung, or raised something that cannot be pickled."""
 
 
 class Child:
     """A forked process that runs one function, and leaves by ``os._exit``.
 
-    So nothing of the test run is done twice: no fixture is torn down, no buffer
-    written and no report made in the child.  What the function returns must pickle.  A
-    child that is not done in ``timeout`` seconds is ended by ``wait``.
+    So nothing of the test run is done in the child: no fixture is torn down, no buffer
+    written, no report made.  What the function returns must pickle.  A child that is
+    not done in ``timeout`` seconds is ended by ``wait``.
 
     >>> from sessionstore.testing import Child
     >>> child = Child(lambda: 6 * 7)
@@ -48,7 +48,7 @@ class Child:
         if self.pid == 0:
             try:
                 os.close(self._reader)
-                # A crash, and the parent's SIGABRT, tell where the child was.
+                # At a crash, or the parent's SIGABRT, it writes where the child was.
                 faulthandler.enable(self._stacks)
                 with open(writer, "wb") as pipe:
                     pipe.write(_outcome(function, args))
@@ -98,7 +98,7 @@ class Child:
         is_open = True
         ended = 0
         while not ended:
-            # Not until the pipe's end alone: a grandchild may hold it open.
+            # Not only until the pipe ends, as a grandchild may hold it open.
             if is_open and select.select([self._reader], [], [], 0.02)[0]:
                 is_open = _read_into(said, self._reader)
             else:
@@ -115,7 +115,7 @@ class Child:
         return bytes(said), stacks, status
 
     def _abort(self) -> tuple[int, int]:
-        """End a child that hangs, and have it say where."""
+        """End a child that hangs, and make it write where."""
         os.kill(self.pid, signal.SIGABRT)
         patience = time.monotonic() + 2
         while time.monotonic() < patience:
@@ -144,7 +144,7 @@ def run_forked(
 
 
 def _read_into(said: bytearray, reader: int) -> bool:
-    """Take over what is in the pipe, and say whether there may be more."""
+    """Read what is in the pipe, and say whether there may be more."""
     chunk = os.read(reader, 65536)
     said += chunk
     return bool(chunk)
@@ -156,7 +156,7 @@ def _outcome(function: Callable[..., object], args: tuple[object, ...]) -> bytes
         return pickle.dumps((function(*args), None, ""))
     except BaseException as error:
         trace = traceback.format_exc()
-        # Leaving would end the parent too, were it raised again there.
+        # Raised again in the parent, these would end it too.
         if not isinstance(error, SystemExit | KeyboardInterrupt):
             try:
                 said = pickle.dumps((None, error, trace))

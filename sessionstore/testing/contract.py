@@ -1,4 +1,4 @@
-"""What every store promises, as a suite of tests for a ``Store`` class of one's own.
+"""What every store promises, as a suite of tests for your own ``Store`` class.
 
 >>> import pytest
 >>> from sessionstore import FilesystemStore

@@ -1,4 +1,4 @@
-"""Takes away what a test had on a server."""
+"""Drops the tables that a test had on a server."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""A pool of forked workers, one for each task, which nothing outlives.
+"""A pool of workers, one forked for each task, which leaves nothing running.
 
-``WorkerPool`` claims a session's tasks and forks a worker for each; ``run_command``
-is the work of those whose task is a command line.  The pool renews the workers'
-leases, obeys requests, records what a worker could not record itself, and ends what
-outlived another pool, before a task is anybody's again.
+``WorkerPool`` claims a session's tasks and forks a worker for each; ``run_command`` is
+the work for a task that is a command line.  The pool renews the workers' leases, obeys
+requests, and records what a worker could not record itself.  What another pool has left
+running is ended before its task can be claimed again.
 """
 
 from sessionstore.workers.command import run_command

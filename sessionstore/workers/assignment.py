@@ -1,4 +1,4 @@
-"""What this process has to work on, if it is a worker."""
+"""The task that this process works on, if it is a worker."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Assignment", "current", "deadline_lifted", "enter", "is_in_transacti
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """What a forked worker has from its pool."""
+    """What a forked worker was given by its pool."""
 
     pid: int
     session: SessionStore
@@ -29,15 +29,15 @@ _assignment: Assignment | None = None
 
 
 def enter(assignment: Assignment) -> None:
-    """Be the worker that has this, for as long as the process lives."""
+    """Make this process the worker with this assignment, for as long as it lives."""
     global _assignment
     _assignment = assignment
 
 
 def current() -> Assignment | None:
-    """Return what this process has from its pool, None if it is no worker."""
+    """Return this process's assignment, None if it is no worker."""
     ours = _assignment
-    # What a worker has forked itself is none.
+    # A process that a worker has forked itself is none.
     return ours if ours is not None and ours.pid == os.getpid() else None
 
 

@@ -19,7 +19,7 @@ from sessionstore.workers.patience import patiently
 
 __all__ = ["cannot_run", "how_it_ended", "run_command"]
 
-#: As os.wait() has the exit code that shells give to what they cannot run.
+#: The exit code of shells for what they cannot run, as os.wait() gives it.
 CANNOT_RUN = 127 << 8
 
 
@@ -30,21 +30,21 @@ def run_command(
     output: str | Path | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> int:
-    """Take a task to its end by running a command; return its status as of os.wait().
+    """Take a task to its end by running a command; return its status, as os.wait().
 
     The task becomes SUBMITTED and RUNNING before the command starts, and TERMINATING
     and TERMINATED, with its status, when it has ended; both wait for a database that
     is away.  One that cannot be run, as there is no such program, or as ``command`` is
     no list of strings, ends with the exit code 127, and the reason in its history.
 
-    The command has the worker's process group to itself, so that requests to cancel
-    and to hold it hit all of its processes and nobody else.  It reads /dev/null.
-    ``output`` is a file that what it prints is appended to, else that goes where the
-    worker's goes; its name becomes the task's ``output``.  ``environment`` is the
+    The command has the worker's process group to itself, so that requests to cancel and
+    to hold it hit all of its processes and nobody else.  It reads /dev/null.  What it
+    prints is appended to the file ``output``, whose name becomes the task's ``output``;
+    without one it goes where the worker's output goes.  ``environment`` is the
     command's whole environment, by default the worker's own.
 
-    What has to be done before is begun by ``claim.save()``, which has the task say who
-    works on it as a transition would.
+    If the work does something before, begin it with ``claim.save()``: that saves in the
+    task who works on it, as a transition does.
 
     Raises LeaseLostError if the task is another's by now, and ForkError anywhere but
     in a pool's worker.
@@ -92,7 +92,7 @@ def how_it_ended(code: int) -> str:
 def _record(
     session: SessionStore, claim: Claim, *states: State, **details: Any
 ) -> None:
-    # In one commit: what has ended must not run again because we died in between.
+    # In one commit: if we died in between, what has ended would run again.
     with session.transaction():
         for state in states:
             claim.transition(state, **details)
@@ -117,8 +117,9 @@ def _run(
                 stderr=file,
                 env=environment,
             )
-        # The command alone has the group now, so that to stop or end it does not hit
-        # us while we write to the database.  (Without a pool it stays ours.)
+        # Now only the command is in the group, so that stopping or ending it does not
+        # hit us while we write to the database.  (If the pool is dead, we have to stay
+        # in it.)
         with suppress(PermissionError):
             os.setpgid(0, ours.pools_group)
         code = process.wait()

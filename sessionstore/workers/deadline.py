@@ -1,4 +1,4 @@
-"""When a worker's work has to end, because its lease was not renewed."""
+"""When a worker's work has to end because its lease was not renewed."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ log = logging.getLogger(__name__)
 
 
 class Deadline:
-    """An instant by the monotonic clock, in memory that a worker shares with its pool.
+    """A time of the monotonic clock, in memory that a worker shares with its pool.
 
-    The pool moves it on with each renewal.  The worker ends itself when it has come:
-    the pool may be dead then, or waiting for the database.  While the worker does
-    nothing but write with its claim it is lifted, as who holds the task no more is
-    refused there, and a result must not be lost for a database that is away.
+    The pool moves it on with each renewal.  When it has come, the worker ends itself:
+    the pool may be dead, or waiting for the database.  It is lifted while the worker
+    only writes with its claim: there a lost task is refused anyway, and a result must
+    not be lost because the database is away.
     """
 
     def __init__(self) -> None:
-        # Anonymous memory is shared with whoever is forked.
+        # Anonymous memory is shared with forked children.
         self._shared = memoryview(mmap.mmap(-1, 24)).cast("d")
 
     @property
@@ -71,7 +71,7 @@ class Deadline:
         try:
             yield
         finally:
-            # The handler is there; from a thread it could not be set.
+            # The handler is still set; it could not be set in a thread.
             self._begin()
 
     def meet(self) -> None:
@@ -94,6 +94,6 @@ class Deadline:
         try:
             log.error("worker %d ends: its lease could not be renewed", os.getpid())
         finally:
-            # Nothing of it may go on, whatever the logger was interrupted at.
+            # In any case, even if the logger fails because it was interrupted.
             signal_group(os.getpid(), signal.SIGKILL)
             os._exit(1)

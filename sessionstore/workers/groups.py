@@ -1,8 +1,7 @@
-"""Process groups: each worker has one, which has all that it starts in it.
+"""Process groups: each worker has one, with all that it starts in it.
 
-A group is called by its leader's PID, and that number stays taken as long as anybody
-is in the group.  What puts itself into a group of its own, as setsid(1) does, is on
-its own.
+A group's number is its leader's PID, which is not used again as long as anybody is in
+the group.  What leaves for a group of its own, as by setsid(1), is not looked after.
 """
 
 from __future__ import annotations
@@ -19,13 +18,13 @@ from sessionstore.jobs.holder import Holder
 
 __all__ = ["end_group", "end_others", "has_ended", "mark", "signal_group"]
 
-#: Seconds that a group which was killed gets to be gone.
+#: Seconds that a killed group gets to be gone.
 PATIENCE = 1.0
 
 
 def mark(task: object) -> None:
     """Note in a task that this process works on it, for ``end_group``."""
-    # What has no state has no transition to be saved with either.
+    # Without a state there is no transition that would save it.
     if hasattr(getattr(task, "execution", None), "state"):
         task.worker = str(Holder.current())  # type: ignore[attr-defined]
 
@@ -50,7 +49,7 @@ def end_group(task: object) -> None:
 
 
 def end_others() -> bool:
-    """End what this worker has started, in its group; say whether it has ended."""
+    """End what this worker has started in its group; say whether all has ended."""
     me = os.getpid()
 
     def end() -> bool:
@@ -64,16 +63,16 @@ def end_others() -> bool:
 
 
 def signal_group(group: int, number: signal.Signals) -> None:
-    """Send a signal to those of a group whom it can be sent to."""
-    # None is left, or they became another user's, as sudo's do.
+    """Send a signal to those in a group that it can be sent to."""
+    # None is left, or they run as another user, as by sudo.
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(group, number)
 
 
 def has_ended(group: int) -> bool:
-    """Wait a second at most until nobody of a group that was killed is left.
+    """Wait, a second at most, until nobody is left in a group that was killed.
 
-    To die takes its time, and a command that is dying has its locks and ports still.
+    Dying takes time, in which a command still has its locks and ports.
     """
     return _comes_true(lambda: not any(_members(group)))
 

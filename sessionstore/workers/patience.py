@@ -20,15 +20,15 @@ PAUSE, LONGEST_PAUSE = 0.1, 5.0
 
 
 def patiently(call: Callable[[], T]) -> T:
-    """Return what a call does, repeated until the database is there.
+    """Return what a call returns, and repeat it while the database is away.
 
-    For what a worker writes with its claim: ``patiently(claim.save)``.  It may take
-    longer than the lease, so that the call must do nothing else; if the task is
-    another's by then it raises LeaseLostError.  Once a database that was right at the
-    start refuses us it is being repaired or moved, and is waited for as well.
+    For what a worker writes with its claim: ``patiently(claim.save)``.  As it may take
+    longer than the lease, the call must do nothing else; if the task is another's by
+    then, it raises LeaseLostError.  A database that was right at the start, and now
+    refuses us, is being repaired or moved, and is waited for as well.
 
-    In a transaction nothing is repeated, as all of it is lost then: have the call make
-    the transaction.
+    In a transaction nothing is repeated, as the whole transaction is lost: open it
+    inside the call.
     """
     pause = PAUSE
     with assignment.deadline_lifted():

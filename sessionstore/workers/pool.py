@@ -33,15 +33,15 @@ __all__ = ["WorkerPool"]
 
 log = logging.getLogger(__name__)
 
-#: Seconds from one renewal to the next, at least, if it may bring a request.
+#: The least seconds between two renewals, if the next one may bring a request.
 SOON = 1.0
 #: Seconds between two looks for tasks whose holder is gone.
 RECOVERY = 1.0
 #: Seconds from SIGTERM to SIGKILL, when a pool is stopped.
 FIRM = 5.0
-#: What a fork is not interrupted by.
+#: The signals that must not interrupt a fork.
 ALL = signal.valid_signals()
-#: The part of a lease after which its work has to end if it was not renewed.
+#: The part of a lease after which the work has to end if the lease is not renewed.
 PART = 0.9
 
 
@@ -65,7 +65,7 @@ class Worker:
 
     def kill(self) -> None:
         """End it and its command."""
-        # First itself, or it might still record how its command has ended.
+        # First the worker, or it might still record how its command ended.
         with suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
         signal_group(self.pid, signal.SIGKILL)
@@ -73,7 +73,7 @@ class Worker:
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """What is to be recorded of a worker, as it could not do so itself."""
+    """What a worker could not record itself, and is still to be recorded."""
 
     claim: Claim
     why: str
@@ -81,40 +81,40 @@ class Ending:
 
 
 class WorkerPool:
-    """Works on a session's tasks, in up to ``size`` forked workers, one for each task.
+    """Works on a session's tasks in forked workers, one for each task, up to ``size``.
 
     Call ``step`` again and again, and ``wait`` in between; any number of pools, on any
     hosts, can share a session.  ``work(claim)`` is called in the worker, which goes on
-    with the very session that the pool has, and ``claim.task`` has been read.  It may
-    be ``run_command``, or Python of any kind:
+    with the same session as the pool, and has read ``claim.task``.  It may be
+    ``run_command``, or any Python function:
 
-    - When it returns, a task that it has not ended itself becomes TERMINATED, with the
-      returncode 0 and what it changed in ``claim.task``.  One that it made STOPPED, or
-      gave back by ``claim.release()``, stays as it is.
+    - When it returns, the task becomes TERMINATED, with the returncode 0 and what it
+      changed in ``claim.task``, unless it has ended the task itself.  One that it made
+      STOPPED, or gave back by ``claim.release()``, stays as it is.
     - When it raises, or its process dies, the task becomes UNKNOWN with the reason in
       its history, what it had not saved is dropped, and the task is tried again, up to
-      ``max_attempts`` times in all.  What it has started in its process group is ended
-      before.  To leave a transaction open is a failure too.
+      ``max_attempts`` times in all.  First, all that it has started in its process
+      group is ended.  Leaving a transaction open is a failure, too.
     - After LeaseLostError nothing is recorded: the task is another holder's.
     - A task that cannot be read (DecodeError) is not worked on.  It becomes TERMINATED
       with the reason; its object stays, and ``redo`` makes it NEW.
-    - A process that it forks ends where the work does, and records nothing.
-    - What it does when it has ended its task is under no lease any more, and is ended
-      at the next renewal.
+    - A process that it forks ends when it returns from the work, and records nothing.
+    - When it has ended its task it has no lease any more, and what it still does is
+      ended at the next renewal.
 
-    The pool renews each lease, ``lease`` seconds long.  The work, with all that it has
-    started in its process group, is ended before a lease ends that could not be
-    renewed (in the worker by SIGALRM, which is not the work's to use), and when
-    "cancel" is requested.  "hold" and "resume" are obeyed while a command runs; to stop
-    other work would leave its transactions open.  What a pool that was killed has left
-    running is ended before its task is anybody's again, if the task says so: the pool
-    writes the worker into its attribute ``worker``, which is saved with the first
-    transition, so make that one before the work begins.
+    The pool renews each lease, ``lease`` seconds long.  If a lease cannot be renewed,
+    the work, with all that it has started in its process group, is ended before the
+    lease ends (in the worker by SIGALRM, which the work must not use); and so it is
+    when "cancel" is requested.  "hold" and "resume" are obeyed while a command runs; to
+    stop other work would leave its transactions open.  What a killed pool has left
+    running is ended before its task can be claimed again, if the task names the worker:
+    the pool writes it into the attribute ``worker``, which is saved with the first
+    transition.  So make that transition before the work begins.
 
     ``size`` is the number of workers; ``lease``, in seconds, and ``max_attempts`` are
     as for ``SessionStore.claim``.  All may be changed at any time, for the tasks to
-    come.  ``initializer`` is called in each worker first, for instance to close a
-    descriptor that the parent alone is to have.
+    come.  ``initializer`` is called first in each worker, for instance to close a
+    descriptor that only the parent should have.
 
     Raises ConfigurationError for any of the three that cannot be used, and for an
     in-memory database, as workers could not use it.
@@ -163,7 +163,7 @@ class WorkerPool:
         self._pid = 0
         self._workers: list[Worker] = []
         self._endings: list[Ending] = []
-        #: When the workers get which signal.
+        #: When to send which signal to the workers.
         self._ends: list[tuple[float, signal.Signals]] = []
         self._recover_at = 0.0
 
@@ -178,12 +178,12 @@ class WorkerPool:
         return self.is_stopping and not self._workers and not self._endings
 
     def step(self) -> None:
-        """Do what is due: see to workers, requests and lost tasks, and start new work.
+        """Do what is due for workers, requests and lost tasks, and start new work.
 
-        Workers that have ended are reaped, and signals of a stop are sent, whatever
-        becomes of the database.  After an error the next call goes on where this one
-        failed, and nothing is lost meanwhile.  It is no signal handler's to call, which
-        could interrupt it.
+        Workers that have ended are reaped, and the signals of a stop are sent, even if
+        the database is away.  After an error the next call goes on where this one
+        failed, and nothing is lost.  A signal handler must not call it, as it could
+        interrupt a call.
 
         Raises StoreUnavailableError if the database is away, ConflictError if others
         were too quick for it, OSError if no worker can be forked: wait, and call it
@@ -206,15 +206,15 @@ class WorkerPool:
         while not self.is_stopping and len(self._workers) < self.size:
             if not self._start():
                 break
-            # With many to start, the first ones' leases may be due before the last.
+            # With many to start, the first leases may be due before the last worker
+            # runs.
             self._renew_all()
 
     def wait(self, timeout: float) -> bool:
         """Wait as ``SessionStore.wait`` does, ``timeout`` seconds at most.
 
-        The next step then hears of requests that have come.  It ends at once when a
-        worker has ended, if the main thread calls it and the program has a handler for
-        SIGCHLD.
+        The next step then learns of new requests.  The wait ends at once when a worker
+        ends, if the main thread calls it and the program has a handler for SIGCHLD.
         """
         has_changed = self._session.wait(timeout)
         if has_changed:
@@ -224,11 +224,11 @@ class WorkerPool:
         return has_changed
 
     def stop(self, grace: float = 10.0) -> None:
-        """Take no more tasks; after ``grace`` seconds have the running ones ended.
+        """Take no more tasks, and end the running ones after ``grace`` seconds.
 
         Returns at once, and may be called in a signal's handler.  After that time
         ``step`` sends SIGTERM to the workers' process groups, and SIGKILL 5 seconds
-        later.  Work that runs no command hears of SIGTERM if it has set a handler.
+        later.  Work that runs no command notices SIGTERM only if it has set a handler.
         """
         end = time.monotonic() + grace
         self._ends = [(end, signal.SIGTERM), (end + FIRM, signal.SIGKILL)]
@@ -242,10 +242,10 @@ class WorkerPool:
                     worker.kill()
                 else:
                     signal_group(worker.pid, number)
-                    # A stopped one would not hear it.
+                    # A stopped process would not notice it.
                     signal_group(worker.pid, signal.SIGCONT)
         for worker in self._workers:
-            # It ends itself, unless it is deep in a call that lets no handler run.
+            # It ends itself, unless it is in a call that lets no signal handler run.
             if worker.deadline.has_passed:
                 worker.kill()
 
@@ -260,7 +260,7 @@ class WorkerPool:
                 # The program waits for all its children, or ignores SIGCHLD.
                 log.debug("somebody else has reaped worker %d", pid)
             is_late = worker.deadline.has_passed
-            # Until it is reaped, nobody else can have its number.
+            # Until it is reaped, nothing else can have its PID.
             signal_group(pid, signal.SIGKILL)
             is_over = worker.deadline.is_met or has_ended(pid)
             how = _waited_for(pid)
@@ -271,7 +271,7 @@ class WorkerPool:
             if is_over:
                 why = f"{lost}its worker {pid} {how}"
                 self._endings.append(Ending(worker.claim, why, worker.is_cancelled))
-            else:  # for who recovers it, when it is over or the lease is
+            else:  # left to whoever recovers it later
                 log.error("task %d: its command does not end", worker.claim.id)
 
     def _record_all(self) -> None:
@@ -321,19 +321,18 @@ class WorkerPool:
 
     def _hold(self, worker: Worker) -> None:
         with suppress(ProcessLookupError):
-            # While it is in the group itself, to stop that could hit a transaction,
-            # and all who wait for it.
+            # While the worker is in the group too, stopping it could stop a
+            # transaction, and all who wait for that.
             if os.getpgid(worker.pid) == worker.pid:
                 worker.renew_at = worker.renewed_at + SOON
                 return
-        # The state first: once RUNNING is committed the worker writes nothing until
-        # its command ends.
+        # The state first: in RUNNING, the worker writes nothing until its command ends.
         worker.claim.transition(State.STOPPED, expect=State.RUNNING, info="held")
         signal_group(worker.pid, signal.SIGSTOP)
         worker.is_held = True
 
     def _recover(self) -> None:
-        # What cannot be recovered now was logged, and is tried again.
+        # What could not be recovered was logged, and is tried again.
         with suppress(PermissionError, TimeoutError, psutil.Error):
             self._session.recover(max_attempts=self.max_attempts, reap=end_group)
 

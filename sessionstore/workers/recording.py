@@ -1,7 +1,7 @@
-"""What becomes of a task whose work has ended without ending it, in one commit each.
+"""Recording what becomes of a task whose work has ended without ending the task.
 
-Each returns whether there was anything to record, and raises LeaseLostError if the
-task is another holder's.
+Each function makes one commit, returns whether there was anything to record, and raises
+LeaseLostError if the task is another holder's.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["cancel", "give_back", "settle"]
 def settle(session: SessionStore, claim: Claim) -> bool:
     """Record that the work is done, with what it changed in the task.
 
-    One that it has made STOPPED stays so, and is given back.
+    A task that it has made STOPPED stays so, and is given back.
     """
     with session.transaction():
         job = _job(session, claim)
@@ -40,14 +40,15 @@ def give_back(session: SessionStore, claim: Claim, why: str) -> bool:
 
     One that is held stays STOPPED.
     """
-    # What the work has left in the object is not to be saved.
+    # What the failed work has left in the object must not be saved.
     untouched = replace(claim, _task=None)
     with session.transaction():
         job = _job(session, claim)
         if job is None:
             return False
         if job.request == "cancel":
-            # The work has failed before anybody could obey; a release forgets that.
+            # The work failed before anybody obeyed the request, which a release would
+            # forget.
             untouched.transition(State.UNKNOWN, info=why)
             return cancel(session, untouched)
         if job.state in (State.NEW, State.UNKNOWN):

@@ -1,4 +1,4 @@
-"""A forked worker's life: it is set apart, does its work, and leaves."""
+"""A forked worker's life: it is separated from the pool, works, and leaves."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ log = logging.getLogger(__name__)
 
 Work = Callable[[Claim], object]
 
-#: What a terminal sends to the pool's group, and what stops a service: the pool's to
-#: act on.  A worker that has given its group to its command is in the pool's, and goes
-#: on with its deadline though the pool stands still.
+#: What a terminal sends to the pool's group, and what stops a service: only the pool
+#: acts on these.  A worker that has given its own group to a command is in the pool's
+#: group, and must go on even while the pool is stopped.
 POOLS_SIGNALS = (
     signal.SIGTERM,
     signal.SIGINT,
@@ -62,11 +62,11 @@ def run_worker(
             _do(session, claim, deadline, work)
         except BaseException as error:
             if isinstance(error, LeaseLostError) and error.id == claim.id:
-                # What becomes of the task is for its new holder to record.
+                # The task's new holder records what becomes of it.
                 log.info("%s", error)
             elif assignment.is_in_transaction() or not groups.end_others():
-                # Nothing can be committed, or what the work has started goes on: it
-                # is the pool's to record, when this process has ended.
+                # Nothing can be committed, or something that the work has started goes
+                # on: the pool records it, when this process has ended.
                 raise
             else:
                 _give_back(session, claim, error)
@@ -80,7 +80,7 @@ def run_worker(
 
 
 def flush() -> None:
-    """Write out what has been printed: a child would print it again, or lose it."""
+    """Flush what was printed: a forked child would print it again, or lose it."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError, ValueError, OSError):  # there is none any more
             stream.flush()
@@ -88,16 +88,16 @@ def flush() -> None:
 
 def _set_apart() -> None:
     os.setpgid(0, 0)
-    # setsid() would leave the terminal too, but who leads a session cannot leave its
+    # setsid() would leave the terminal too, but a session's leader cannot leave its
     # group, as run_command() does.
     with suppress(OSError), open("/dev/tty", "rb", buffering=0) as terminal:
         fcntl.ioctl(terminal, termios.TIOCNOTTY)
-    # Whoever ignores it does not learn how a command has ended.
+    # If it is ignored, nobody can learn how a command ended.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for number in POOLS_SIGNALS:
         # A handler, not SIG_IGN, which a command would inherit.
         signal.signal(number, lambda *_: None)
-    # Nor is a command to inherit what the pool blocks; and the deadline is a signal.
+    # A command must not inherit what the pool blocks, and the deadline is a signal.
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
 
 
@@ -114,19 +114,19 @@ def _do(session: SessionStore, claim: Claim, deadline: Deadline, work: Work) -> 
         with _forked_ones_leave():
             work(claim)
     finally:
-        # The rest is writing, which is refused if the task is another's.
+        # From here on it only writes, which is refused if the task is another's.
         deadline.lift()
     if assignment.is_in_transaction():
         raise StoreError("the work has left a transaction open, which is rolled back")
     state = getattr(getattr(task, "execution", None), "state", None)
-    # Changed, it may be a state that the work has set and not saved.
+    # If it is changed, the work may have set the state, and not saved it.
     if state is not State.TERMINATED or task.changed:
         patiently(lambda: recording.settle(session, claim))
 
 
 @contextmanager
 def _forked_ones_leave() -> Iterator[None]:
-    """Have a process that the block forks end with it: to record is the worker's."""
+    """End processes that the block forks at its end: only the worker records."""
     code = 0
     try:
         yield
@@ -145,7 +145,7 @@ def _forked_ones_leave() -> Iterator[None]:
 
 def _give_back(session: SessionStore, claim: Claim, error: BaseException) -> None:
     log.error("the work on task %d failed", claim.id, exc_info=error)
-    # With its notes, which are the last lines.
+    # With the exception's notes, which are the last lines.
     what = "".join(traceback.format_exception_only(error)).strip()
     why = f"its worker {os.getpid()} raised {what}"
     with suppress(LeaseLostError):
