@@ -23,8 +23,8 @@ try:
 except ModuleNotFoundError as error:
     sys.exit(f"daemon-example: {error}; pip install 'sessionstore[daemon]'")
 
-#: What the command sessionstore does as well: what it is called there, how many IDs it
-#: takes, and its help.
+#: What the command sessionstore does for us: its name there, how many IDs it takes, and
+#: its help.
 LIBRARYS: dict[str, tuple[str, int | str, str]] = {
     "list": ("ls --all --columns id,state,name", 0, "List all tasks with their states"),
     "show": ("show", 1, "Show one task whole"),
@@ -37,7 +37,7 @@ LIBRARYS: dict[str, tuple[str, int | str, str]] = {
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose complaints are one line."""
+    """A parser whose error messages are one line."""
 
     def error(self, message: str) -> NoReturn:
         """Exit with status 2."""
@@ -88,7 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        return 1  # who read it has seen enough
+        return 1  # the reader has seen enough
     except (SessionStoreError, UserError, OSError) as error:
         said = f"{priority(3)}daemon-example: {one_line(str(error))}"
         print(said, file=sys.stderr)
@@ -102,8 +102,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def open_what_is_closed() -> None:
-    """Have all of stdin, stdout and stderr, which cron jobs and others may close."""
-    # Else the lock or the database gets their numbers, and Python has None for them.
+    """Open those of stdin, stdout and stderr that are closed, as by cron jobs."""
+    # Otherwise the lock or the database would get their numbers, and Python has None.
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
@@ -135,7 +135,7 @@ def ask_library(options: argparse.Namespace) -> int:
         words += ["--keys", found.keys]
     if number:
         words += ["--", *options.ids]
-    # Within this process, so that nobody sees the password of the URL.
+    # In this process, as others can see the arguments of a new one, with the password.
     return sessionstore(words)
 
 

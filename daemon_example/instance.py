@@ -14,9 +14,9 @@ from daemon_example.settings import SettingsError, UserError
 def lock(spool: Path) -> int:
     """Lock a spool folder, and return the descriptor that holds the lock.
 
-    The kernel gives it back however the daemon dies, so that a file left behind
-    never keeps the next one from starting.  A forked child closes the descriptor;
-    if it unlocked, it would do so for its parent too.
+    The kernel releases it however the daemon dies, so that a file left behind never
+    keeps the next one from starting.  A forked child only closes the descriptor:
+    unlocking it would take the parent's lock.
 
     Raises UserError if another process has it.
     """
@@ -42,7 +42,7 @@ def lock(spool: Path) -> int:
 
 def write_pid(file: int) -> None:
     """Note in the locked file which process is the daemon."""
-    # Of one length, in one write: nobody reads half of it and half of an older one.
+    # Always as long, in one write: nobody reads half of it, and half of an older one.
     os.pwrite(file, f"{os.getpid():10} {started(os.getpid()):20.2f}\n".encode(), 0)
 
 
@@ -51,8 +51,8 @@ def running(spool: Path) -> int | None:
     try:
         number, began = (spool / "daemon.pid").read_text(errors="replace").split()
         pid = int(number)
-        # One that has ended may be there for ever, if its parent does not wait for it,
-        # as in a container whose first process is some program.
+        # A dead one may stay as a zombie, if its parent does not wait for it, as in a
+        # container whose first process is just any program.
         is_over = psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
         return pid if started(pid) == float(began) and not is_over else None
     except (FileNotFoundError, ValueError, OverflowError, psutil.NoSuchProcess):
@@ -65,6 +65,6 @@ def started(pid: int) -> float:
     It tells the process from a later one with the same PID, and unlike the time of
     day it stays the same when somebody sets the clock.
     """
-    # In this order: psutil 6 goes on adding the boot time that it has seen last.
+    # In this order: psutil 6 adds the boot time that it was last asked for.
     booted_at = psutil.boot_time()
     return round(psutil.Process(pid).create_time() - booted_at, 2)

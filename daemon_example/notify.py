@@ -1,4 +1,4 @@
-"""Telling systemd how the service is, as sd_notify(3) and sd-daemon(3) have it."""
+"""Telling systemd how the service is, by sd_notify(3) and sd-daemon(3)."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def notify(**variables: object) -> None:
 
 
 def priority(number: int) -> str:
-    """Return what gives a line on stderr a priority, if the journal reads it."""
+    """Return a prefix by which the journal gives a line on stderr a priority."""
     with suppress(OSError):
         stderr = os.fstat(2)
-        # By this systemd.exec(5) has it told from what else stderr may have become.
+        # So systemd.exec(5) says how to know that stderr is still the journal's.
         if os.environ.get("JOURNAL_STREAM") == f"{stderr.st_dev}:{stderr.st_ino}":
             return f"<{number}>"
     return ""

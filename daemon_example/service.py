@@ -64,14 +64,13 @@ def detach(options: Namespace, found: Settings, lock: int, pipe: IO[str]) -> NoR
     """Become a daemon and work; say into the pipe "ready", or why it is not."""
 
     def say(text: str) -> None:
-        # It is closed, or its reader is gone: nobody waits for the start any more.
+        # Closed, or without a reader: nobody waits for the start any more.
         with suppress(ValueError, OSError), pipe:
             pipe.write(text)
 
     code = 1
     try:
-        # It closes every descriptor that it is not told of: the log and the database
-        # are opened after it.
+        # It closes all other descriptors, so the log and the database are opened later.
         with daemon.DaemonContext(
             detach_process=True,
             umask=0o077,
@@ -93,7 +92,7 @@ def detach(options: Namespace, found: Settings, lock: int, pipe: IO[str]) -> NoR
 
 
 class LogFile(logging.handlers.WatchedFileHandler):
-    """A file that is made anew when it was moved away; if it cannot, work goes on."""
+    """A file that is made anew when it was moved away; if that fails, work goes on."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record."""
@@ -102,7 +101,7 @@ class LogFile(logging.handlers.WatchedFileHandler):
 
 
 class Lines(logging.Formatter):
-    """Lines that have their priorities in the journal."""
+    """Lines with their priorities for the journal."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return a record as text."""
@@ -125,7 +124,7 @@ def work(
     ready: Callable[[], None],
     waits: bool = False,
 ) -> None:
-    """Be the daemon; ``waits`` tells whether to begin by waiting for the database."""
+    """Be the daemon; ``waits`` says whether to wait for the database at the start."""
     signals = Signals(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
     instance.write_pid(lock)
     pause = 0.5

@@ -1,4 +1,4 @@
-"""What can be set, and from where: options, the environment, a file."""
+"""The settings, from options, the environment and a file."""
 
 from __future__ import annotations
 
@@ -16,14 +16,13 @@ from sessionstore.serializers import PickleSerializer, SignedSerializer, read_ke
 
 
 class UserError(Exception):
-    """What the user of the command line is told, in one line."""
+    """What the user is told, in one line."""
 
 
 class SettingsError(UserError):
     """A setting that has to be mended before the daemon can work.
 
-    The exit status is EX_CONFIG, by which systemd knows that to start it again is of
-    no use.
+    The exit status is EX_CONFIG, so that systemd does not start it again.
     """
 
 
@@ -99,8 +98,8 @@ def _sources(
     yield f"--{name}", getattr(options, name, None)
     variable = f"DAEMON_EXAMPLE_{name.upper()}"
     yield variable, os.environ.get(variable)
-    # systemd's LoadCredential=, of the settings that have a secret.  Where there is
-    # none the folder may be closed to us, which os.path.exists() takes for a no.
+    # systemd's LoadCredential=, for the settings with a secret.  If there is none, we
+    # may not be allowed to look into the folder; os.path.exists() says no then.
     path = os.path.join(os.environ.get("CREDENTIALS_DIRECTORY", ""), name)
     if name in {"store", "keys"} and os.path.isabs(path) and os.path.exists(path):
         yield path, _text(Path(path)).strip() if name == "store" else path
@@ -110,10 +109,10 @@ def _sources(
 def _convert(name: str, value: object, kind: Any, where: str) -> object:
     try:
         found = kind(value)
-        # In a file 2.5 is no number of workers, and true neither.
+        # From a file, neither 2.5 nor true is a number of workers.
         if not isinstance(value, str) and (found != value or value is True):
             raise ValueError
-        # A session's name has neither, and no URL of a file bytes that are no text.
+        # Neither NUL nor bytes that are no text can be in a name or a URL.
         if b"\0" in str(found).encode():
             raise ValueError
         if name in LEAST and not LEAST[name] <= found <= 1_000_000:

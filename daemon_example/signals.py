@@ -13,8 +13,8 @@ class Signals:
 
     def __init__(self, *numbers: signal.Signals) -> None:
         self._noted: list[int] = []
-        # Python writes to the pipe itself, so that a signal that comes just before
-        # a wait ends it too, our own or the session's.
+        # Python itself writes to the pipe, so that a signal that comes just before a
+        # wait, ours or the session's, still ends it.
         self._reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         for number in numbers:

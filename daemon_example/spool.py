@@ -12,10 +12,10 @@ from pathlib import Path
 from daemon_example.settings import SettingsError
 from sessionstore import SessionStore, StoreError, Task
 
-#: Bytes of a job that may be too much for a database.
+#: Bytes of a job from which on it may be too large for a database.
 LARGE = 2**20
-#: Bytes of what is no job: Linux takes no command line that is longer.  To read on
-#: could take all memory, now and at each start.
+#: Bytes of a file that is no job: Linux takes no longer command line.  Reading it could
+#: take all memory, now and at each start.
 LARGEST = 2 * LARGE
 
 
@@ -42,7 +42,7 @@ class Spool:
 
     def take(self, session: SessionStore, limit: int = 100) -> None:
         """Add some of the waiting files' jobs to the session."""
-        # Path.glob() would pass over a folder that it cannot read.
+        # Path.glob() would silently skip a folder that it cannot read.
         found = fnmatch.filter(os.listdir(self.folder / "new"), "[!.]*.toml")
         for path in sorted(self.folder / "new" / name for name in found)[:limit]:
             # The name becomes unique, and is kept in the task: if we die between
@@ -72,8 +72,8 @@ class Spool:
         try:
             session.add(task)
         except StoreError as error:
-            # A large job may be more than the database takes at once (MariaDB's
-            # max_allowed_packet), today and tomorrow.
+            # A large job may be more than the database ever takes at once (MariaDB's
+            # max_allowed_packet).
             if type(error) is not StoreError or path.stat().st_size < LARGE:
                 raise
             self._set_aside(path, error)

@@ -25,12 +25,13 @@ from sessionstore.workers import WorkerPool, run_command
 
 log = logging.getLogger(__name__)
 
-#: What is waited for.  A database that was right at the start, and now refuses us, is
+#: What is waited out.  A database that was right at the start, and now refuses us, is
 #: being repaired or moved.
 AWAY = (StoreUnavailableError, ConfigurationError, ConflictError, OSError)
-#: Seconds between two looks at what nobody tells of, such as the spool folder.
+#: Seconds between two looks at the spool folder, as nobody tells when it changes.
 IDLE = 0.5
-#: How variables begin that no command is to see: the database's password, systemd's.
+#: How the variables begin that no command may see: ours, with a password, and
+#: systemd's.
 SECRET = ("DAEMON_EXAMPLE_", "CREDENTIALS_DIRECTORY", "NOTIFY_SOCKET", "WATCHDOG_")
 
 
@@ -73,7 +74,7 @@ class Supervisor:
 
     def run(self, ready: Callable[[], None], reload: Callable[[], Settings]) -> None:
         """Work until a signal tells to stop."""
-        # A database that can only be read has to show before anybody relies on us.
+        # A database that can only be read must be noticed before anybody relies on us.
         try_to_write(self._session)
         self._pool.wait(0)  # from here on it misses nothing
         ready()
@@ -88,8 +89,9 @@ class Supervisor:
                 pause = IDLE
             except AWAY as error:
                 log.warning("waiting: %s", error)
-                # Who waits for a database does not hang: a restart would not bring it
-                # back, but end the workers, with the results that they keep for it.
+                # Waiting for the database is no hang: a restart would not bring it
+                # back, but would end the workers, with the results that they keep for
+                # it.
                 notify(WATCHDOG=1, STATUS=f"waiting: {error}")
                 if self._pool.is_stopping and not self._pool.running:
                     break  # what is left is for the next daemon to record
@@ -126,7 +128,7 @@ class Supervisor:
         if time.monotonic() < self._look_at:
             return
         self._spool.finish(self._session)
-        # The count is also the database round trip that the watchdog stands for.
+        # The count is also the round trip to the database that feeds the watchdog.
         counts = sorted(self._session.counts().items())
         status = ", ".join(f"{n} {state}" for state, n in counts) or "no tasks"
         notify(WATCHDOG=1, STATUS=status)

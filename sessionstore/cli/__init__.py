@@ -1,11 +1,11 @@
-"""The command ``sessionstore``: to look into stores, and to change what is in them.
+"""The command ``sessionstore``, which looks into stores and changes what is in them.
 
 To add a command, write a function in a module of this package and add one line for it
 to ``commands``.  Its first parameter is a ``Common``, which opens the store and the
-session that were named, and has the ``Output`` to show things by; the others are its
-arguments and options, as typer takes them from their annotations.  The docstring is
-its help: the first line stands in the list of commands.  What goes wrong is raised, as
-any ``SessionStoreError``: see ``running``.
+session that were named, and has the ``Output`` to print with; the others are its
+arguments and options, which typer takes from their annotations.  The docstring is its
+help: the first line stands in the list of commands.  What goes wrong is raised, as any
+``SessionStoreError``: see ``running``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["main"]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command, that of the command line if none is given; return its status.
 
-    A program that calls it shows a URL's password in no list of processes.
+    A program that calls it does not show the URL's password in the list of processes.
 
     >>> from sessionstore import SessionStore, Task
     >>> from sessionstore.cli import main

@@ -46,7 +46,7 @@ Url = Annotated[
 
 def _session_names(context: typer.Context, incomplete: str) -> list[str]:
     url = context.params.get("url") or os.environ.get("SESSIONSTORE_URL")
-    # Whoever presses the tab key wants to see no error, nor to wait.
+    # Whoever presses the tab key does not want to see an error, or to wait.
     with suppress(Exception), sql_store(url, False, {"busy_timeout": 1}) as store:
         return [
             name
@@ -164,7 +164,7 @@ def add(
         except BrokenPipeError:
             return end_quietly()
 
-    # Typer keeps the line breaks, which are for the width of the source.
+    # Typer would keep the line breaks, which are for the width of the source.
     paragraphs = (inspect.getdoc(function) or "").split("\n\n")
     command.__doc__ = "\n\n".join(" ".join(part.split()) for part in paragraphs)
     parameters = [*own, *options]

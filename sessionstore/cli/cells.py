@@ -1,4 +1,4 @@
-"""Tasks as rows to be printed."""
+"""Tasks as cells of a row to be printed."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Commands that change tasks: those named, or those that a filter lets through.
 
-Each asks first, with the number of tasks, and changes them one by one: each is a
-transaction of its own, and what cannot be done for one keeps no other from it.
+Each asks first, naming the number of tasks, and changes them one by one, each in a
+transaction of its own, so that one that cannot be changed does not stop the others.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ DryRun = Annotated[
 ]
 _ALL = frozenset(State)
 _NOT_ENDED = _ALL - {State.TERMINATED}
-#: How often a transaction is tried that the database ends in favour of another one.
+#: How often a transaction is tried that the database ends because of a deadlock.
 ATTEMPTS = 5
 
 
@@ -52,11 +52,11 @@ class Change:
 
 
 def _ask(what: Request, state: State) -> Callable[[SessionStore, int], object]:
-    """Return what asks a task's holder, and does it itself where there is none."""
+    """Return what asks a task's holder, or does it itself if there is none."""
 
     def make(session: SessionStore, id_: int) -> None:
         if not session.request(id_, what):
-            # From UNKNOWN there is a way to all others but NEW.
+            # By way of UNKNOWN, as not every state may become the other.
             for to in dict.fromkeys((State.UNKNOWN, state)):
                 session.transition(id_, to, info=what)
 
@@ -159,7 +159,7 @@ def changing(what: Change) -> Callable[..., int]:
 
 
 def _named(listing: Listing, session_id: int, ids: Collection[int]) -> Sequence[JobRow]:
-    """Return the tasks with these IDs, and complain of those that are not there."""
+    """Return the tasks with these IDs, and complain about those that are not there."""
     rows = []
     for id_ in dict.fromkeys(ids):
         try:
@@ -170,7 +170,7 @@ def _named(listing: Listing, session_id: int, ids: Collection[int]) -> Sequence[
 
 
 def _possible(wanted: Filter, what: Change) -> Filter:
-    """Leave out the tasks of a filter with which it cannot be done."""
+    """Leave out of a filter the states in which the change cannot be made."""
     given = wanted.states or [str(state) for state in State]
     return replace(wanted, states=[state for state in given if state in what.states])
 

@@ -1,4 +1,4 @@
-"""What every command is given: which store and session are meant, and the output."""
+"""What every command is given: the store and session named, and the output."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class UsageError(typer.TyperException):
 class Common:
     """The options that commands have in common.
 
-    Nothing that is opened by it creates or migrates anything.
+    What it opens creates and migrates nothing.
     """
 
     output: Output
@@ -86,13 +86,13 @@ class Common:
         """Give the session that was named, to be changed, and its listing and ID."""
         with self.store() as store:
             listing = Listing(store)
-            # First, as it tells of names that are nearly the same.
+            # First, as its error names the sessions with nearly the same name.
             session_id = listing.session_id(self.session)
             yield SessionStore(store, self.session, create=False), listing, session_id
 
 
 def _serializer(place: str) -> Serializer:
-    """Return the serializer that stands in a module under a name."""
+    """Return the serializer that a module has under a name."""
     module, colon, name = place.partition(":")
     if not (module and colon and name):
         raise UsageError(f"--serializer {place!r}: write module:name")

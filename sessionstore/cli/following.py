@@ -25,11 +25,11 @@ from sessionstore.task import State
 
 __all__ = ["Tail", "tail", "watch"]
 
-#: Seconds after which a look is taken though nothing was told.
+#: The most seconds between two looks.
 LONGEST = 2.0
-#: Seconds between two looks at least.
+#: The least seconds between two looks.
 SHORTEST = 0.2
-#: Whoever commits later than this after its beginning is not seen by ``tail``.
+#: The longest transaction whose transitions ``tail`` still sees.
 LATEST = timedelta(seconds=60)
 _AT_WORK = [str(state) for state in State if state not in {State.NEW, State.TERMINATED}]
 
@@ -71,12 +71,12 @@ def _follow_counts(
 
 
 def _looks(session: SessionStore, listing: Listing) -> Iterator[datetime]:
-    """Yield the database's time whenever there may be something new to be seen."""
+    """Yield the database's time whenever there may be something new."""
     session.wait(0)  # from now on
     while True:
         begun = time.monotonic()
         yield listing.now()
-        # The larger the session, the longer a look takes, and the fewer there are.
+        # The longer a look takes, as in a large session, the fewer there are.
         time.sleep(max(SHORTEST, 3 * (time.monotonic() - begun)))
         session.wait(LONGEST)
 
@@ -124,7 +124,8 @@ def tail(
             begin = moment(listing, since, "--since") or listing.now()
             new = Tail(listing, session_id, begin)
             for now in _looks(session, listing):
-                # Asked first, so that nothing is left to be printed when all have.
+                # Counted first: when all have ended, the look after it prints all that
+                # is left.
                 is_last = until_ended and (
                     listing.counts(session_id).keys() <= {State.TERMINATED}
                 )
@@ -138,8 +139,8 @@ def tail(
 class Tail:
     """Finds the transitions that are new since the last look, each of them once.
 
-    Who writes takes the time at the beginning, and commits later, so that what is new
-    may bear a time before that of the last look.
+    A transition has the time at which it was written, and can be seen when it is
+    committed, so that a new one may have a time before the last look.
     """
 
     def __init__(self, listing: Listing, session_id: int, since: datetime) -> None:

@@ -1,7 +1,7 @@
 """Commands that say what is wrong with a store, and mend it.
 
-What does the work is imported by the commands themselves, as all others would wait for
-it too.
+What does the work is imported in the commands, or all other commands would have to wait
+for that.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Commands that move stores: to another database, to a file, and from either.
 
-What does the work is imported by the commands themselves, as all others would wait for
-it too.
+What does the work is imported in the commands, or all other commands would have to wait
+for that.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ def _report(output: Output, done: Transfer) -> None:
 
 @contextmanager
 def shown(output: Output) -> Iterator[Progress]:
-    """Give what shows a bar for each part of a transfer."""
+    """Yield a function that shows a bar for each part of a transfer."""
     with ExitStack() as bars:
         shown = _Shown(output, bars)
         yield shown

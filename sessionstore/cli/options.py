@@ -1,4 +1,4 @@
-"""The arguments and options by which several commands say which tasks are meant."""
+"""The options by which several commands are told which tasks are meant."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """What commands print: tables on a terminal, plain columns in a pipe, or JSON.
 
-Whatever comes out of the database may hold anything, so that what could move a
-terminal's cursor, turn the direction of writing or pass for markup is shown escaped.
+What comes out of the database may be anything.  What could move a terminal's cursor,
+change the direction of writing or be taken for markup is shown escaped.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ __all__ = [
     "visible",
 ]
 
-#: Rows of one table; what comes after them is one more, under the same heads.
+#: Rows of one table; more rows make another one, with the same heads.
 CHUNK = 500
-#: How the states look.
+#: The colours of the states.
 STYLES = {
     "NEW": "cyan",
     "SUBMITTED": "blue",
@@ -49,7 +49,7 @@ STYLES = {
 _WIDE = frozenset({"name", "info", "reason", "states"})
 #: Columns that are left out where they are empty throughout.
 _OPTIONAL = frozenset({"finished", "holder", "returncode"})
-#: What stands in several lines rather than being cut.
+#: Columns that take several lines rather than being cut.
 _FOLDED = frozenset({"states"})
 _PASSWORD = re.compile(r"(//[^:/@\s]*):\S*@")
 
@@ -57,7 +57,7 @@ Row = Mapping[str, object]
 
 
 def visible(text: str) -> str:
-    """Return text with all that is not plain to see as its escape sequence."""
+    """Return text in which all that cannot be seen is escaped."""
     if text.isprintable():
         return text
     return "".join(
@@ -68,7 +68,7 @@ def visible(text: str) -> str:
 
 def complain(message: str) -> None:
     """Print one line to standard error."""
-    # What was typed in the wrong place may be a URL with a password.
+    # Something typed in the wrong place may be a URL with a password.
     message = _PASSWORD.sub(r"\1:***@", " ".join(message.split()))
     print(f"sessionstore: {visible(message)}", file=sys.stderr)
 
@@ -95,7 +95,7 @@ class Output:
 
     def __init__(self, *, as_json: bool = False) -> None:
         self.as_json = as_json
-        #: Whether somebody reads along, for whom things are laid out.
+        #: Whether somebody reads it on a terminal, for whom things are laid out.
         self.is_terminal = sys.stdout.isatty() and not as_json
         self.console = Console(markup=False, highlight=False, emoji=False)
 
@@ -111,7 +111,7 @@ class Output:
                 self.line("\t".join(_plain(row[name]) for name in columns))
 
     def record(self, row: Row) -> None:
-        """Print one thing whole, each of its values on a line."""
+        """Print all of one thing, each of its values on a line."""
         if self.as_json:
             self.line(_json(row))
         elif self.is_terminal:
@@ -130,7 +130,7 @@ class Output:
         sys.stdout.write(text + "\n")
 
     def say(self, text: str) -> None:
-        """Tell people something that is no part of the result."""
+        """Tell the user something that is no part of the result."""
         if not self.as_json and sys.stderr.isatty():
             print(visible(text), file=sys.stderr)
 
@@ -152,7 +152,7 @@ class Output:
                 Text(name),
                 justify="right" if is_number else "left",
                 no_wrap=name not in _WIDE,
-                # No wider than what is in it, or the others would give way for blanks.
+                # No wider than its content, or others would be cut for blanks.
                 min_width=min(12, _widest(name, rows)) if name in _WIDE else None,
             )
         for row in rows:
@@ -181,8 +181,8 @@ class Output:
     ) -> Iterator[Callable[..., None]]:
         """Give a function to call at each step, or with a number of steps.
 
-        A bar is shown if it takes long, and if anybody sees it.  Without a total it
-        is something that has no steps, as one query.
+        A bar is shown if it takes long, and on a terminal.  Without a total it is
+        something without steps, such as one query.
         """
         if self.as_json or not sys.stderr.isatty():
             yield lambda number=1: None
@@ -192,15 +192,15 @@ class Output:
 
 
 def open_what_is_closed() -> None:
-    """Have all of stdin, stdout and stderr, which cron jobs and others may close."""
-    # Else a database gets their numbers, and Python has None for them.
+    """Open those of stdin, stdout and stderr that are closed, as by cron jobs."""
+    # Otherwise a database would get their numbers, and Python has None for them.
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
 
 
 def end_quietly() -> int:
-    """Have nothing more printed, as nobody reads it; return the exit status."""
+    """Print nothing more, as nobody reads it; return the exit status."""
     # The interpreter would complain at its end that it cannot flush.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 1

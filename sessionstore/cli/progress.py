@@ -1,4 +1,4 @@
-"""A bar for whoever waits longer than a second."""
+"""A progress bar for those who wait longer than a second."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Bar"]
 
-#: Seconds after which whoever waits is shown how far it is.
+#: Seconds after which the bar is shown.
 PATIENCE = 1.0
 
 
@@ -45,7 +45,7 @@ class Bar:
             self._bar.stop()
 
     def step(self, number: int = 1) -> None:
-        """Note that so many more are done."""
+        """Note that this many more are done."""
         self._steps += number
         if self._bar is not None:
             self._bar.advance(self._bar.task_ids[0], number)
@@ -56,7 +56,7 @@ class Bar:
         with self._lock:
             if self._is_over or self._bar is not None:
                 return
-            # Most commands are done before they would need it.
+            # Imported here, as most commands are done before they need it.
             from rich.console import Console
             from rich.progress import Progress
 

@@ -1,4 +1,4 @@
-"""The command that removes what is long over."""
+"""The command that removes tasks that ended long ago."""
 
 from __future__ import annotations
 
@@ -81,5 +81,5 @@ def _remove(session: SessionStore, listing: Listing, rows: Sequence[JobRow]) -> 
     except NotFoundError:
         if len(rows) == 1:
             return 0
-        # One was inside another that was removed with it: one by one, then.
+        # One was inside another, and was removed with it: then one by one.
         return sum(_remove(session, listing, [row]) for row in rows)

@@ -1,4 +1,4 @@
-"""Running the command line: every mistake is one line and an exit status.
+"""Running the command line: each error is one line and an exit status.
 
 0   all went well
 1   something went wrong, or could not be done for some of the tasks; or the answer
@@ -69,7 +69,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 
 class _Lines(logging.Handler):
-    """Says what the package logs in a line each, without tracebacks."""
+    """Prints what the package logs, each record in one line, without tracebacks."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print one record."""

@@ -1,4 +1,4 @@
-"""Commands that show one task: what is known of it, and what became of it."""
+"""Commands that show one task: what is known about it, and its history."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from sessionstore.task import State
 
 __all__ = ["bars", "stats"]
 
-#: Parts of the time that the plot is of.
+#: Columns of the plot.
 PARTS = 48
 #: Reasons for failures that are shown.
 MOST = 10

@@ -40,15 +40,15 @@ __all__ = [
 ]
 
 _ALWAYS = (server.check, files.check, tables.check)
-#: Those that can be made only where the tables fit.
+#: Checks that can be made only if the tables fit.
 _OF_WHAT_IS_KEPT = (ids.check, mismatches.check, holders.check, payloads.check)
 
 
 def examine(store: SqlStore) -> Iterator[Finding]:
     """Make all checks, one after the other; nothing is changed but by ``mend``.
 
-    Reading payloads runs what unpickling them runs.  A row that is written meanwhile
-    may be seen half-way; what is really wrong shows the next time too.
+    Reading payloads runs what unpickling them runs.  Rows that are written meanwhile
+    may not seem to fit; what is really wrong shows again the next time.
     """
     try:
         with looking(store) as connection:

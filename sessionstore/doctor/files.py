@@ -1,4 +1,4 @@
-"""A SQLite database's files: their mode, their place, and whether they are whole."""
+"""A SQLite database's files: their mode, their place, and whether they are damaged."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sessionstore.sql import SqlStore
 
 __all__ = ["check"]
 
-#: File systems of other hosts: sqlite.org/wal.html says that WAL does not work there.
+#: File systems that hosts share, on which WAL does not work (sqlite.org/wal.html).
 _OF_OTHER_HOSTS = (
     *("9p", "afs", "beegfs", "ceph", "cifs", "fuse.sshfs", "gfs2", "glusterfs"),
     *(
@@ -31,7 +31,7 @@ _OF_OTHER_HOSTS = (
         "smbfs",
     ),
 )
-#: Bytes of a -wal that is not written back; SQLite does so from 4 MiB on.
+#: Bytes of a -wal file that is too large; SQLite writes back one of 4 MiB.
 LARGE_WAL = 64 * 2**20
 
 
@@ -67,7 +67,7 @@ def _journal(patient: Patient) -> Finding:
 
 
 def _use_wal(store: SqlStore) -> None:
-    # What every store that may create something does as it opens the file.
+    # Every store that may create something does that when it opens the file.
     with reopened(store, create=True) as creating:
         creating._objects.database.read(lambda kept: None)
 
@@ -149,7 +149,7 @@ def _wal(patient: Patient, path: Path) -> Finding:
         return Finding("write-ahead log", Level.OK, f"{size / 2**20:.1f} MiB")
 
     def write_back() -> None:
-        # Mended later, perhaps, than that connection lasts.
+        # A new connection, as the patient's may be closed by now.
         with looking(patient.store) as connection:
             connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
 

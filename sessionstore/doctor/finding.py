@@ -18,14 +18,14 @@ class Level(StrEnum):
     """How bad it is."""
 
     OK = "ok"
-    #: Worth knowing, and may be meant so.
+    #: Worth knowing, and may be intended.
     NOTE = "note"
     WRONG = "wrong"
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One check's result: what is so, why it matters, and what mends it."""
+    """One check's result: what was found, why it matters, and what mends it."""
 
     check: str
     level: Level
@@ -33,13 +33,13 @@ class Finding:
     why: str = ""
     #: A command, or words where no command can do it.
     remedy: str = ""
-    #: Mends it, where that is safe: nothing that anybody can still read is lost.
+    #: Mends it, if that is safe: if nothing that can still be read is lost.
     mend: Callable[[], object] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Patient:
-    """A store that is examined, and a connection that changes nothing by itself."""
+    """A store that is examined, and a connection that leaves the database as it is."""
 
     store: SqlStore
     connection: Connection = field(repr=False)
@@ -60,12 +60,12 @@ class Patient:
         return self.connection.dialect.name
 
 
-#: IDs that a line names.
+#: How many IDs a line names.
 SHOWN = 5
 
 
 def some(ids: Sequence[object], number: int) -> str:
-    """Return the first IDs for a line, of which there are so many in all."""
+    """Return the first of ``number`` IDs in words, and how many more there are."""
     shown = ids[:SHOWN]
     more = f" and {number - len(shown)} more" if number > len(shown) else ""
     return ", ".join(map(str, shown)) + more

@@ -41,7 +41,7 @@ def _finding(check: str, what: str, ids: list[int]) -> Finding:
         Level.WRONG,
         f"{what}: {some(ids, len(ids))}",
         "nobody works on them until somebody recovers them",
-        # Not ours to do: commands that the holder left behind may still run, and only
-        # its program knows how to end them.
+        # No mend: commands that the holder left behind may still run, and only its
+        # program knows how to end them.
         "start a daemon of that session, or call session.recover()",
     )

@@ -1,4 +1,4 @@
-"""A connection to look with, which leaves everything as it is."""
+"""A connection for looking into a database, which changes nothing."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ __all__ = ["looking", "reopened", "sqlite_file"]
 
 @contextmanager
 def looking(store: SqlStore) -> Iterator[Connection]:
-    """Give a connection of its own to a store's database.
+    """Yield a connection to a store's database that is not the store's own.
 
-    Not the store's: that one puts a SQLite file into the mode that it should be in.
+    The store's own would put a SQLite file into WAL mode.
     """
     database = store._objects.database
     if database.connections.is_in_memory:
@@ -38,7 +38,7 @@ def looking(store: SqlStore) -> Iterator[Connection]:
 
 
 def reopened(store: SqlStore, *, create: bool) -> SqlStore:
-    """Return another store of the same objects, with none of them in memory."""
+    """Return another store of the same table, with no objects in memory."""
     recipe: dict[str, Any] = {**store._recipe, "create": create}
     return SqlStore(**recipe)
 

@@ -27,14 +27,14 @@ class Mismatch:
     check: str
     what: str
     why: str
-    #: Selects the IDs of the jobs that are.
+    #: Selects the IDs of such jobs.
     jobs: Callable[[Schema], Select[Any]]
     mend: Callable[[Connection, Schema, Sequence[int]], None] | None
     remedy: str = "sessionstore doctor --fix"
 
 
 def check(patient: Patient) -> Iterator[Finding]:
-    """Look for rows that are there without the others, or say something else."""
+    """Look for rows that lack others, or that contradict them."""
     if patient.has_sessions:
         for mismatch in _MISMATCHES:
             yield _finding(patient, mismatch)
@@ -65,7 +65,7 @@ def _mend(patient: Patient, mismatch: Mismatch) -> None:
     done = False
     while not done:
         with patient.store.transaction() as connection:
-            # Looked for anew under the lock, so that what was written since stays.
+            # Selected again under the lock, so that what was written since stays.
             ids = [*connection.execute(query.limit(BATCH)).scalars()]
             if ids:
                 mismatch.mend(connection, patient.schema, ids)
@@ -160,7 +160,8 @@ def _of_other_history(schema: Schema) -> Select[Any]:
         .where(
             jobs.c.session_id.is_not(None),
             jobs.c.position.is_not(None),
-            # A holder compares the revision, which is moved on here.
+            # Held jobs are left: their holders compare the revision, which mending
+            # raises.
             jobs.c.holder.is_(None),
             or_(last.c.to_state.is_(None), last.c.to_state != jobs.c.state),
         )

@@ -31,7 +31,7 @@ def check(patient: Patient) -> Iterator[Finding]:
 def unreadable(store: SqlStore) -> Iterator[DecodeError]:
     """Go through the objects of a store that cannot be read, and why.
 
-    In memory are the objects of one page at a time.
+    One page of objects at a time is in memory.
     """
     ids = store.iter_ids()
     while page := [*islice(ids, PAGE)]:

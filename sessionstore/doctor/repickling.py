@@ -1,4 +1,4 @@
-"""Writing payloads anew: under new names, by another serializer, with newer keys."""
+"""Rewriting payloads: with new names, by another serializer, with newer keys."""
 
 from __future__ import annotations
 
@@ -17,32 +17,31 @@ from sessionstore.sql import SqlStore
 
 __all__ = ["Repickled", "repickle"]
 
-#: Objects of one transaction; writers wait for as long as these take to be read.
+#: Objects in one transaction; writers wait while these are read.
 BATCH = 100
 
 
 @dataclass(frozen=True, slots=True)
 class Repickled:
-    """A payload that was, or would be, written anew."""
+    """A payload that was, or would be, rewritten."""
 
     id: int
     #: Bytes, before and after.
     old_size: int
     new_size: int
-    #: Why it was left as it is, "" where it was not.
+    #: Why it was left as it is, "" if it was not.
     problem: str = ""
 
 
 def repickle(store: SqlStore, *, dry_run: bool = False) -> Iterator[Repickled]:
-    """Load every object, and write it as this store writes it, where that differs.
+    """Load every object, and rewrite those that this store would write differently.
 
-    Each batch is one transaction, which holds the rows that it reads, so that nothing
-    that somebody else saves is lost.  Payloads of tasks that are claimed are left:
-    their holders write them.  A job's revision, state and history stay, since it is
-    the same object as before, and so objects that are in other programs' memory can
-    still be saved.
+    Each batch is one transaction, which locks the rows that it reads, so that nothing
+    that somebody else saves is lost.  Payloads of claimed tasks are left to their
+    holders.  A job's revision, state and history stay, as the object is the same as
+    before; so objects in other programs' memory can still be saved.
 
-    What cannot be read is told, and left.  ``dry_run`` changes nothing.
+    What cannot be read is reported, and left.  ``dry_run`` changes nothing.
     """
     # Objects in the caller's memory may have changes that nobody has saved.
     with reopened(store, create=False) as own:
@@ -60,7 +59,7 @@ def repickle(store: SqlStore, *, dry_run: bool = False) -> Iterator[Repickled]:
 def _lock(
     connection: Connection, objects: ObjectTable, ids: Sequence[int]
 ) -> dict[int, str | None]:
-    """Lock rows, in the order of all who write, and return the jobs' holders."""
+    """Lock rows, in the same order as all writers do, and return the jobs' holders."""
     jobs, table = objects.schema.jobs, objects.schema.objects
     holders: dict[int, str | None] = {}
     if objects.has_sessions:

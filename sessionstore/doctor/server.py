@@ -1,4 +1,4 @@
-"""The server: is it there, does it fit, and what does it limit?"""
+"""The server: its version, driver, limits, time zone and clock."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from sessionstore.doctor.finding import Finding, Level, Patient
 __all__ = ["check"]
 
 _NO_CLAIMS = "it has no SKIP LOCKED, so that no task can be claimed"
-#: The first release that fits, and what keeps older ones from it.
+#: The oldest release that works, and why older ones do not.
 _OLDEST = {
     "postgresql": ((12,), "it has no tcp_user_timeout, which each connection sets"),
     "mysql": ((8, 0, 1), _NO_CLAIMS),
     "mariadb": ((10, 6), _NO_CLAIMS),
 }
-#: Bytes; what every store promises to take.
+#: Bytes of an object that every store promises to take.
 PAYLOAD = 64 * 2**20
-#: Seconds between this host's clock and the database's.
+#: Seconds that this host's clock and the database's may differ.
 APART = 5.0
 
 
@@ -40,7 +40,7 @@ def _version(patient: Patient) -> Finding:
     dialect = patient.connection.dialect
     found = dialect.server_version_info or ()
     name = "mariadb" if getattr(dialect, "is_mariadb", False) else dialect.name
-    # What follows the numbers of MariaDB's is text.
+    # In MariaDB's, text follows the numbers.
     numbers = tuple(part for part in found if isinstance(part, int))
     said = f"{name} {'.'.join(map(str, numbers))}"
     oldest, why = _OLDEST.get(name, ((), ""))

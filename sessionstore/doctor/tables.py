@@ -87,8 +87,8 @@ def migrate(store: SqlStore) -> None:
 
     Raises SchemaError where they are of a newer release, or do not fit.
     """
-    # Tables are made in a database that is there: a misspelt file gives an error.
+    # Tables are made only in a database that exists: a misspelt file is an error.
     store._objects.database.read(lambda kept: None)
-    # A store that may not create anything does not migrate either.
+    # The store given may not create anything, and so does not migrate.
     with reopened(store, create=True) as creating:
         creating._objects.prepare()

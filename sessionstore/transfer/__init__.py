@@ -1,18 +1,18 @@
-"""Stores moved: to another database, to a file, and out of GC3Pie.
+"""Moving stores: to another database, to and from a file, and out of GC3Pie.
 
-What comes across is the payloads byte for byte, readable or not, by any serializer;
-IDs, states and the user's own columns; sessions, with each job's place, attempts,
-request and times; and the history.  Memory stays flat however large the store is.  A
-transfer that was interrupted, by ``kill -9`` too, is run again, and goes on: what is
-there and the same counts as done.  Where something else stands in its place, that is a
+A transfer carries the payloads byte for byte, readable or not, whatever serializer made
+them; IDs, states and the user's own columns; sessions, with each job's place, attempts,
+request and times; and the history.  It takes the same memory however large the store
+is.  If it was interrupted, even by ``kill -9``, run it again, and it goes on: what is
+there already, and the same, counts as done.  If something else has its place, that is a
 ConflictError before anything is written.
 
 A claim stays behind with its holder; see ``items`` for what becomes of the task, and
 ``archive`` for the file's format.
 
-A source is read as it is at one moment, and may be worked on meanwhile.  On a target,
-let workers begin when the transfer is done: a task that they changed is another one to
-a transfer that is run again.
+A source is read as it is at one moment, and may be worked on meanwhile.  Let workers
+begin on a target when the transfer is done: to a transfer that is run again, a task
+that they changed is a different one.
 
 >>> from sessionstore import SessionStore, Task
 >>> from sessionstore.transfer import copy, export

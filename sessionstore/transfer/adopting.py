@@ -1,13 +1,12 @@
-"""A session of GC3Pie's made one of this package's, by one transaction.
+"""Making a session of GC3Pie's one of this package's, in one transaction.
 
-All that the session's tasks refer to comes along.  An object keeps its number where no
-other object has it: "ShellApp.123" becomes 123.  Otherwise it gets a new one, and where
-another object refers to it the new number is written into that one's pickle; see
-``sketches``.  Nothing is imported or run, so GC3Pie need not be installed until the
-objects are loaded.
+All that the session's tasks refer to comes along.  An object keeps its number if no
+other object has it: "ShellApp.123" becomes 123.  Otherwise it gets a new one, which is
+written into the pickles that refer to it; see ``sketches``.  Nothing is imported or
+run, so GC3Pie need not be installed until the objects are loaded.
 
-State, name and return code are read from the pickles where the table has no state.  A
-task's state is what it was: one that GC3Pie had RUNNING is so, and nobody's, until
+State, name and return code are read from the pickles if the table has no state.  A task
+keeps its state: one that was RUNNING in GC3Pie is RUNNING, and held by nobody, until
 somebody looks after it.
 """
 
@@ -59,11 +58,11 @@ class Adoption:
     session: str
     #: How many objects came, those that tasks refer to included.
     objects: int
-    #: The new IDs of objects whose numbers were taken, by what they were called.
+    #: The new IDs of objects whose numbers were taken, by their old ones.
     mapped: Mapping[str, int]
-    #: What should be there and is not.
+    #: Objects that should be there and are not.
     missing: Sequence[str]
-    #: What is no pickle; it came as it is.
+    #: Objects that are no pickles; they came as they are.
     unreadable: Sequence[str]
 
 
@@ -77,8 +76,8 @@ def import_gc3pie(
 ) -> Adoption:
     """Make a session of GC3Pie's a session of a store.
 
-    It is called as its directory, or ``name``.  Its objects are where its ``store.url``
-    says, or at ``store_url``.
+    It has the directory's name, or ``name``.  Its objects are where its file
+    ``store.url`` says, or at ``store_url``.
 
     Raises ConfigurationError if the directory is none of GC3Pie's, and ConflictError if
     the store has a session of that name; nothing is changed then.
@@ -121,7 +120,7 @@ def _write(
 
 
 class _Plan:
-    """Which objects come, in the order in which they are met, and under which IDs."""
+    """Which objects come, in the order in which they are found, and under which IDs."""
 
     def __init__(
         self, directory: Directory, objects: Objects, progress: Progress
@@ -133,7 +132,7 @@ class _Plan:
         self.unreadable: list[str] = []
         #: The new IDs, once they are chosen.
         self.ids: dict[str, int] = {}
-        # Which grows as objects are met.
+        # Grows as objects are found.
         todo = [*directory.ids]
         met = set(todo)
         done = 0
@@ -163,7 +162,7 @@ class _Plan:
         return [name for name in names if name is not None]
 
     def choose_ids(self, writer: StoreWriter) -> None:
-        """Let each object keep its number, or have a new one where that is taken."""
+        """Let each object keep its number, or give it a new one if that is taken."""
         wanted: dict[int, str] = {}
         for id_ in self.found:
             number = _number_of(id_)
@@ -178,7 +177,7 @@ class _Plan:
 
     @property
     def mapped(self) -> Mapping[str, int]:
-        """The objects that have another number than before."""
+        """The new IDs of the objects that could not keep their numbers."""
         return {id_: new for id_, new in self.ids.items() if _number_of(id_) != new}
 
     def items(self, session: SessionItem) -> Iterator[Item]:
@@ -234,7 +233,7 @@ class _Plan:
         )
 
     def _new_in(self, sketch: Sketch) -> Mapping[int, int]:
-        """Return the IDs to be put into a pickle, by the places of its references."""
+        """Return the new IDs for a pickle's references, by their places."""
         names = {r.place: id_in(r.id) for r in sketch.references}
         return {
             place: self.ids[name]
@@ -258,7 +257,7 @@ def _state_in(stored: Stored, run: Mapping[str, object]) -> str:
 
 
 def _returncode_in(run: Mapping[str, object]) -> int | None:
-    # As GC3Pie puts it together, where one part may be missing.
+    # As in GC3Pie, where one part may be missing.
     exitcode, signal = run.get("_exitcode"), run.get("_signal")
     if not isinstance(exitcode, int) and not isinstance(signal, int):
         return None

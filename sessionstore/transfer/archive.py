@@ -18,9 +18,9 @@ All lines are ASCII and end in ``\n``.  Instants are microseconds since 1970, UT
 value of a user's own column that JSON has no type for is an object of one member, its
 type's name and its text: {"datetime": "2024-02-29T12:00:00"}, and so on.
 
-The same store makes the same archive, byte for byte.  A reader takes its version only,
-and nothing that is not ended by the trailer.  Whoever can write an archive writes the
-payloads that programs will read: keep it as safe as the database.
+The same store makes the same archive, byte for byte.  A reader takes its own version
+only, and no file without a trailer.  Whoever can write an archive writes the payloads
+that programs will read: keep it as safe as the database.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ __all__ = ["ArchiveReader", "write_archive"]
 
 FORMAT = "sessionstore archive"
 VERSION = 1
-#: The most bytes of a line: that of a job with some million history entries.
+#: The most bytes of a line; a job with some million history entries has so many.
 MOST = 2**30
-#: What a file that is no such archive, or a broken one, makes its readers raise.
+#: What reading raises for a file that is no archive, or a broken one.
 _BROKEN = (
     EOFError,
     gzip.BadGzipFile,
@@ -75,11 +75,12 @@ def write_archive(
 ) -> str:
     """Write all of a source to a new file, and return its digest.
 
-    The file appears when it is whole.  Raises ConfigurationError if its name is taken.
+    The file appears when it is complete.  Raises ConfigurationError if its name is
+    taken.
     """
     with _appearing(path) as file:
         digest = hashlib.sha256()
-        # Neither time nor name, so that the same content makes the same file.
+        # Without time and name, so that the same content makes the same file.
         with gzip.GzipFile("", "wb", compresslevel=1, fileobj=file, mtime=0) as packed:
             packed.write(_line(_header(source)))
             done = 0
@@ -110,7 +111,7 @@ def _line(value: object) -> bytes:
 
 @contextmanager
 def _appearing(path: Path) -> Iterator[IO[bytes]]:
-    """Give a file to write, which has its name at the block's end."""
+    """Yield a file to write, which gets its name at the block's end."""
     taken = ConfigurationError(
         f"{path} is there already; choose another name, or remove it"
     )
@@ -135,9 +136,9 @@ def _appearing(path: Path) -> Iterator[IO[bytes]]:
 
 
 class ArchiveReader:
-    """An archive as a source, checked from end to end before it is one.
+    """An archive as a source, checked from end to end first.
 
-    Raises ArchiveError for anything else than a whole archive of this version.
+    Raises ArchiveError for anything but a complete archive of this version.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
-"""The user's own columns: what is in a table, and how it crosses to another database.
+"""The user's own columns: their types and values, as they move to another database.
 
-A value crosses as a plain one, of JSON's types, that is the same whichever database
-it was read from: an instant with a zone is one of UTC without, true is 1.
+A value becomes a plain one, of JSON's types, that is the same from whichever database
+it was read: an instant with a time zone becomes one in UTC without, true becomes 1.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def columns_in(connection: Connection, table: str) -> Columns | None:
                 "SQLAlchemy does not know, so that it cannot be copied"
             )
         is_float = isinstance(column["type"], types.Float)
-        # MySQL's would be read as decimals.
+        # MySQL's doubles would be read as decimals.
         columns[column["name"]] = types.Double() if is_float else column["type"]
     return columns
 
@@ -107,7 +107,7 @@ def fitting(
 
 
 def _is_kept_as_text(wanted: TypeEngine[Any], there: TypeEngine[Any]) -> bool:
-    # SQLite has neither JSON nor UUIDs, and MariaDB says that its JSON is text.
+    # SQLite has no JSON or UUID columns, and MariaDB reports JSON as text.
     return isinstance(wanted, (JSON, types.Uuid)) and isinstance(there, types.String)
 
 
@@ -133,7 +133,7 @@ def portable(name: str, type_: TypeEngine[Any]) -> TypeEngine[Any]:
 
 
 def on_any(name: str, type_: TypeEngine[Any]) -> TypeEngine[Any]:
-    """Return the type that a column is created with, which loses nothing."""
+    """Return the type with which a column is created, so that no value is cut."""
     # Imported where it is needed: it takes as long as this whole package.
     from sqlalchemy.dialects import mysql
 
@@ -187,7 +187,7 @@ _FROM = {tag: read for _, tag, _, read in _TAGS}
 
 
 def to_plain(value: object) -> object:
-    """Return a column's value as it crosses."""
+    """Return a column's value in its plain form."""
     if isinstance(value, bool):
         return int(value)
     if value is None or isinstance(value, (int, float, str)):

@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 Place = SqlStore | str | Url | URL
-#: Is told what is being done, how many objects of it are, and of how many if known.
+#: Called with what is being done, how many objects are done, and of how many if known.
 Progress = Callable[[str, int, int | None], object]
 
 
@@ -44,15 +44,15 @@ class Transfer:
     sessions: Sequence[str]
     #: How many objects the source has.
     objects: int
-    #: How many of them were not there yet.
+    #: How many of them were new to the target.
     written: int
-    #: The SHA-256 of all objects, as an archive has it; after a copy or an import only
-    #: if it was verified that both sides have the same.
+    #: The SHA-256 of all objects, as in an archive; after a copy or an import, only if
+    #: it was verified that both sides have the same.
     digest: str | None
 
 
 def silent(what: str, done: int, total: int | None) -> None:
-    """Be told of progress, and keep it to oneself."""
+    """Ignore progress."""
 
 
 def copy(
@@ -70,8 +70,8 @@ def copy(
     with how many objects, and of how many, which is None where it is not known yet.
 
     A session may be given another name by ``rename``.  It comes with the objects that
-    were written through it, which need not be all that they refer to.  With ``verify``
-    all is read back and compared.
+    were written through it; what these refer to outside of it stays behind.  With
+    ``verify`` all is read back and compared.
 
     Raises ConflictError if the target has another object with one of the IDs, or
     another session of one of the names; ConfigurationError if there is no such session,
@@ -206,7 +206,7 @@ def digest_of(
 
 @contextmanager
 def opened(place: Place, *, create: bool) -> Iterator[SqlStore]:
-    """Give a store; one that was opened for this is closed."""
+    """Yield the store of a place; close it afterwards if it was opened here."""
     store = sql_store(place, create, {})
     try:
         yield store

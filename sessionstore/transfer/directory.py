@@ -1,4 +1,4 @@
-"""A session directory of GC3Pie's: what is in it, read without GC3Pie.
+"""A session directory of GC3Pie's, read without GC3Pie:
 
 ``session_ids.txt``  the tasks' IDs, one a line
 ``store.url``        where the objects are: a SQL database, or a folder of pickles
@@ -6,8 +6,8 @@
 ``finished``         the same for its end; it need not be there
 
 IDs of a SQL database are integers; those of a folder are the files' names, as
-"ShellApp.123".  While a file is written anew its former content has the ending ".OLD".
-A pickle refers to another object by such an ID, made by GC3Pie's class ``IntId`` or
+"ShellApp.123".  While a file is rewritten, its old content is in a file with the ending
+".OLD".  A pickle refers to another object by such an ID, of GC3Pie's class ``IntId`` or
 ``Id``.
 """
 
@@ -71,7 +71,7 @@ class Stored(NamedTuple):
     """One object as it is stored."""
 
     data: bytes | None
-    #: None where the payload alone knows it.
+    #: None if only the payload has it.
     state: str | None
     extra: Sequence[object]
 
@@ -89,10 +89,10 @@ class Objects(Protocol):
 
 @contextmanager
 def opened_objects(directory: Directory, url: str | None) -> Iterator[Objects]:
-    """Open the store of a session, at another place than it says if ``url`` is given.
+    """Open the store of a session, at ``url`` if that is given.
 
-    Where the folder or the file that it names is gone, one of the same name in the
-    session directory is taken: then the directory was moved.
+    If the folder or the file that it names is gone, the directory was moved, and one of
+    the same name in it is taken.
     """
     place = url or directory.url
     scheme = place.partition(":")[0] if "://" in place else "file"
@@ -101,7 +101,7 @@ def opened_objects(directory: Directory, url: str | None) -> Iterator[Objects]:
         yield FolderObjects(_moved(directory, path))
         return
     if scheme == "sqlite" and url is None:
-        # GC3Pie's have no relative paths, and any number of slashes before one.
+        # In GC3Pie's URLs all paths are absolute, after any number of slashes.
         name, mark, fragment = place.partition(":")[2].lstrip("/").partition("#")
         place = f"sqlite:///{_moved(directory, Path('/' + name))}{mark}{fragment}"
     with SqlStore(place, create=False) as store, reading(store) as reader:
@@ -147,7 +147,7 @@ class FolderObjects:
         """Return those of the objects that there are."""
         found = {}
         for id_ in ids:
-            # What a pickle refers to may be anything, and must stay in the folder.
+            # A pickle may refer to anything, but nothing outside of the folder is read.
             if "/" in id_ or "\0" in id_ or id_ in {"", ".", ".."}:
                 continue
             data = self._content(id_)
@@ -173,7 +173,7 @@ class FolderObjects:
 
 
 def id_in(reference: object) -> str | None:
-    """Return the ID that a pickle refers by, as it would be written to a file."""
+    """Return the ID in a pickle's reference, as in ``session_ids.txt``."""
     if isinstance(reference, Made) and isinstance(reference.arguments, tuple):
         # IntId(None, 5) or Id("ShellApp", 5)
         match reference.arguments:

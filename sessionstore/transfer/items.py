@@ -1,15 +1,14 @@
-"""What is carried from one store to another: sessions, and objects with all of theirs.
+"""What is carried from one store to another: sessions, and objects with their jobs.
 
-An ``Item`` is one object: its row, its job's row and its history.  The payload is
-bytes that nobody here reads, so that what cannot be unpickled comes across as well as
-the rest, whatever serializer made it.  ``encoded`` is an item as bytes, the same ones
-for the same item whichever database it came from: archives hold it, and digests are
-made of it.
+An ``Item`` is one object: its row, its job's row and its history.  Nobody here reads
+the payload, so that it may be of any serializer, and unreadable.  ``encoded`` is an
+item as bytes, which are the same whichever database it came from: archives consist of
+these, and digests are made of them.
 
-A claim stays behind: it belongs to a process that works on the old store.  A task that
-is claimed comes across as one that ``recover`` would have freed: UNKNOWN, with an entry
-in its history that says who held it, and free to be claimed.  One that is STOPPED stays
-so.  Its token comes along, as tokens only grow.
+A claim is not carried: it belongs to a process that works on the old store.  A claimed
+task is carried as ``recover`` would have freed it: UNKNOWN, with an entry in its
+history that says who held it, and free to be claimed.  One that is STOPPED stays so.
+The token is carried, as tokens only grow.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ __all__ = [
 
 Columns = Mapping[str, TypeEngine[Any]]
 
-#: What comes across of a job, after its session's name.
+#: What is carried of a job, after its session's name.
 JOB_COLUMNS = (
     "position",
     "name",
@@ -51,7 +50,7 @@ JOB_COLUMNS = (
     "created_at",
     "updated_at",
 )
-#: What comes across of a history entry.
+#: What is carried of a history entry.
 ENTRY_COLUMNS = (
     "revision",
     "from_state",
@@ -62,8 +61,8 @@ ENTRY_COLUMNS = (
     "host",
     "pid",
 )
-#: The most objects, and the most bytes of payloads, in one batch: what is in memory,
-#: and in one transaction.
+#: The most objects, and the most bytes of payloads, in one batch, which is what is in
+#: memory, and in one transaction.
 BATCH_OBJECTS = 1000
 BATCH_BYTES = 4 * 2**20
 
@@ -104,7 +103,7 @@ class Source(Protocol):
 
     @property
     def sessions(self) -> Sequence[SessionItem]:
-        """All sessions that there are to carry."""
+        """The sessions to be carried."""
 
     @property
     def count(self) -> int:
@@ -115,11 +114,11 @@ class Source(Protocol):
         """The largest ID among them."""
 
     def batches(self) -> Iterator[Sequence[Item]]:
-        """Go through all objects in the order of their IDs, from the first one."""
+        """Go through all objects in the order of their IDs, from the beginning."""
 
 
 def encoded(item: Item) -> bytes:
-    """Return an item as it stands in an archive: a line of JSON, and its payload."""
+    """Return an item as it is in an archive: a line of JSON, and its payload."""
     size = None if item.data is None else len(item.data)
     fields: list[object] = [item.id, item.state, size, item.extra, item.job]
     line = json.dumps([*fields, item.history], separators=(",", ":"))
@@ -127,7 +126,7 @@ def encoded(item: Item) -> bytes:
 
 
 def in_batches(items: Iterable[Item]) -> Iterator[Sequence[Item]]:
-    """Put items together to batches of a bounded size."""
+    """Put items together into batches of a limited size."""
     batch: list[Item] = []
     size = 0
     for item in items:
@@ -142,7 +141,7 @@ def in_batches(items: Iterable[Item]) -> Iterator[Sequence[Item]]:
 
 
 def unclaimed(item: Item, holder: str) -> Item:
-    """Return a claimed task's item as it comes across."""
+    """Return a claimed task's item as it is carried."""
     assert item.job is not None
     session, *values = item.job
     job = dict(zip(JOB_COLUMNS, values, strict=True))
@@ -154,7 +153,7 @@ def unclaimed(item: Item, holder: str) -> Item:
         "from_state": job["state"],
         "to_state": str(State.UNKNOWN),
         # Nothing of this moment or process, so that it is the same when it is read
-        # again to be compared.
+        # again.
         "at": job["updated_at"],
         "info": f"{holder} held it when it was copied",
         "returncode": job["returncode"],

@@ -1,13 +1,13 @@
-"""Pickles looked into, and their references changed, without running any of them.
+"""Looking into pickles, and changing their references, without running them.
 
-A pickle is a program for a small machine with a stack.  Here that machine is gone
-through with nothing behind it: what would import or call something makes a ``Made``,
-which notes what was to be called.  So a pickle is read whose classes are not installed,
-and one that would do harm does none.
+A pickle is a program for a small machine with a stack.  This is such a machine that
+imports and calls nothing: instead it makes a ``Made``, which notes what was to be
+called.  So it reads pickles whose classes are not installed, and harmful ones do no
+harm.
 
-References are changed in the program itself, just before the operation that looks one
-up: its ID is dropped and another one put in its place.  All the rest stays as it is,
-but for the frames of protocol 4, which are about the reading of files, and left out.
+References are changed in the program itself: just before the operation that looks one
+up, its ID is dropped, and another one put in its place.  All else stays as it is,
+except that the frames of protocol 4, which only help to read files, are left out.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from typing import Any
 
 __all__ = ["Made", "Reference", "Sketch", "attributes_of", "sketched"]
 
-#: What a broken pickle makes the machine raise.
+#: What the machine raises for a broken pickle.
 BROKEN = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
 
 @dataclass(eq=False, slots=True)
 class Made:
-    """What a class or a function was to make."""
+    """Stands for what a class or a function would make."""
 
     #: Module and name with a space between them, None where a pickle computes it.
     of: str | None
@@ -36,10 +36,10 @@ class Made:
 
 @dataclass(eq=False, slots=True)
 class Reference:
-    """What stands outside: another object, by its ID."""
+    """Stands for another object, which is not in the pickle, by its ID."""
 
     id: object
-    #: Where the operation that looks it up begins, and where it ends.
+    #: Where the operation that looks it up begins and ends.
     place: int
     end: int
 
@@ -57,7 +57,7 @@ _MARK, _UNKNOWN = _Mark(), _Unknown()
 
 @dataclass(frozen=True, slots=True)
 class Sketch:
-    """What a pickle would make, as far as it can be told without making it."""
+    """What a pickle would make, as far as that is known without running it."""
 
     payload: bytes
     top: object
@@ -106,7 +106,7 @@ def sketched(payload: bytes) -> Sketch | None:
 
 
 def attributes_of(value: object) -> Mapping[str, object]:
-    """Return the attributes that an object was to have."""
+    """Return the attributes that an object would have."""
     state = value.state if isinstance(value, Made) else None
     parts = state if isinstance(state, tuple) else (state,)
     found: dict[str, object] = {}

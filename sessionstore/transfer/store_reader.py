@@ -36,8 +36,8 @@ def reading(
 ) -> Iterator[StoreReader]:
     """Read a store, or one session of it, as it is at the block's beginning.
 
-    In an in-memory database what others write meanwhile may show.  A fork meanwhile is
-    one in the middle of a call: with SQLite the child gets ForkError from the store.
+    In an in-memory database, what others write meanwhile may show.  A fork meanwhile is
+    one in the middle of a call: with SQLite, the child gets ForkError from the store.
     """
     objects = store._objects
     objects.prepare()
@@ -69,8 +69,9 @@ def _nothing(obj: object) -> None:
 class StoreReader:
     """Reads items by a connection.
 
-    Of one ``session``, the objects that were written through it; it comes across under
-    the name ``rename``.  Raises ConfigurationError if there is no such session.
+    With a ``session``, only the objects that were written through it; the session is
+    read under the name ``rename``, if given.  Raises ConfigurationError if there is no
+    such session.
     """
 
     def __init__(
@@ -89,7 +90,7 @@ class StoreReader:
         self._connection: Connection = kept.connection
         self._schema = schema
         self._has_sessions = has_sessions
-        #: The sessions' names in what is read, by the ID here.
+        #: The sessions' names, as they are read, by their IDs in the source.
         self._names: dict[int, str] = {}
         self.sessions: Sequence[SessionItem] = self._read_sessions(session, rename)
         self._session_id = None if session is None else next(iter(self._names))
@@ -143,7 +144,7 @@ class StoreReader:
     def batches(self) -> Iterator[Sequence[Item]]:
         """Go through all objects in the order of their IDs."""
         column = self._schema.objects.c.id
-        # Their sizes first, so that a batch of large ones is short.
+        # Their sizes first, so that a batch of large objects is short.
         sizes = (
             self._of_source(select(column, func.length(self._schema.objects.c.data)))
             .where(column > bindparam("after"))
@@ -215,7 +216,7 @@ class StoreReader:
         return histories
 
 
-#: What is read of a job: whether there is one, and then its columns.
+#: What is read of a job: its ID, which tells whether there is one, and its columns.
 _JOB = ("job_id", "holder", "session_id", *JOB_COLUMNS)
 
 

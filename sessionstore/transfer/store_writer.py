@@ -1,10 +1,10 @@
 """A store as a target: each batch is one transaction, and may come again.
 
-First of all the counter of IDs is moved above the largest ID that is to come, so that
-nobody is given one of them from then on; who has one at hand already, in a block taken
-earlier, meets the row that is there and takes another.  A row that is there and is the
-same in all its parts counts as written, so that a transfer that was interrupted is just
-run again.  One that differs is a ConflictError.
+First, the counter of IDs is moved above the largest ID that is to come, so that nobody
+is given one of them from then on.  Whoever still has one, from a block taken earlier,
+meets the row that is there and takes another ID.  A row that is there, and is the same
+in all its parts, counts as written, so that an interrupted transfer is just run again.
+A row that differs is a ConflictError.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class StoreWriter:
         return not self._may_be_there
 
     def check(self, items: Sequence[Item]) -> None:
-        """Raise ConflictError if one of the objects is there, and another one."""
+        """Raise ConflictError if the target has another object with one of the IDs."""
         self._reading(lambda kept: self._missing(kept, items))
 
     def refuse(self, session: str) -> None:
@@ -123,7 +123,7 @@ class StoreWriter:
         return self._reading(work)
 
     def new_ids(self, number: int, *, above: int) -> Sequence[int]:
-        """Return so many IDs that nobody has, or will be given, all above another."""
+        """Return new IDs, all above one, that nobody has or will be given."""
         _check_room(above)
         counter = IdCounter(self._database, self._schema)
         self._database.write(lambda kept: counter.skip(kept, above))
@@ -176,8 +176,8 @@ class StoreWriter:
     def write(self, items: Sequence[Item]) -> int:
         """Write a batch in one transaction; return how many objects were new.
 
-        Raises ConflictError, with nothing of the batch written, if one is there, and
-        another one.
+        Raises ConflictError, with nothing of the batch written, if the target has
+        another object with one of the IDs.
         """
         is_alone = self._database.scope is None
         try:
@@ -188,7 +188,7 @@ class StoreWriter:
         except DuplicateKeyError:
             if not is_alone:
                 raise
-        # Somebody else wrote it, or this one, with its answer lost: look.
+        # Somebody else wrote it, or we did, and the answer was lost: look.
         self._may_be_there = True
         return self._database.write(lambda kept: self._write(kept, items))
 
@@ -205,7 +205,7 @@ class StoreWriter:
                 largest = max(len(item.data or b"") for item in items)
                 raise self._database.explained(error, largest) from error.__cause__
             except (SQLAlchemyError, ArithmeticError, TypeError, ValueError) as error:
-                # Of a column's type, or of a driver that has no error of its own.
+                # From a column's type, or from a driver that has no error of its own.
                 raise StoreError(
                     f"one of the objects {items[0].id} to {items[-1].id} has a value "
                     f"that {self.name} does not take: {type(error).__name__}: {error}"
