@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
@@ -31,6 +32,8 @@ from sessionstore.warn import warn_user
 
 __all__ = ["IntId", "SqlStore", "make_sqlstore"]
 
+#: Objects that an iteration reads at once.
+BATCH = 50
 _SYNCHRONOUS = ("OFF", "NORMAL", "FULL", "EXTRA")
 _OPTIONS_OF_OTHERS = frozenset({"directory", "protocol"})
 
@@ -227,24 +230,20 @@ class SqlStore(Store):
         Reads page by page and holds nothing in between, so that the loop's body may
         write and fork; it is no snapshot.
         """
-        for page in self._objects.pages(state, [self._tables.c.id]):
-            for (id_,) in page:
-                yield id_
+        return self._objects.ids(state)
 
     def iter_objects(self, *, state: str | None = None) -> Iterator[Any]:
         """Go through the objects, as ``iter_ids`` goes through the IDs.
 
         Raises DecodeError at one that cannot be read.
         """
-        for page in self._objects.pages(state, [self._tables.c.id]):
-            keys = [id_ for (id_,) in page]
-            for start in range(0, len(keys), 50):
-                some = keys[start : start + 50]
-                decoded = self._objects.load_many(some)
-                for key in some:
-                    error = decoded.errors.get(key)
-                    if not isinstance(error, NotFoundError):  # removed meanwhile
-                        yield decoded.only(key)
+        ids = self.iter_ids(state=state)
+        while some := [*islice(ids, BATCH)]:
+            decoded = self._objects.load_many(some)
+            for key in some:
+                error = decoded.errors.get(key)
+                if not isinstance(error, NotFoundError):  # removed meanwhile
+                    yield decoded.only(key)
 
     def count(self, *, state: str | None = None) -> int:
         """Return the number of objects, of those in one state if it is given."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 from sessionstore.database.kept import KeptConnection
@@ -138,13 +138,9 @@ def _stored(index: Index, kept: KeptConnection, key: int) -> dict[int, Any]:
 
 def each(index: Index) -> Iterator[tuple[int, Any, LoadError | None]]:
     """Yield each job's ID, and its object or the error that reading it gave."""
-    batch: list[int] = []
-    for id_ in index.ids(None):
-        batch.append(id_)
-        if len(batch) == BATCH:
-            yield from _each_of(index, batch)
-            batch = []
-    yield from _each_of(index, batch)
+    ids = index.ids(None)
+    while batch := [*islice(ids, BATCH)]:
+        yield from _each_of(index, batch)
 
 
 def _each_of(

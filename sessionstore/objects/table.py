@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from sqlalchemy import Column, bindparam, select
+from sqlalchemy import bindparam, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from sessionstore.database.access import Database
@@ -362,23 +362,22 @@ class ObjectTable:
             renamed=self._renamed,
         )
 
-    # Pages
-
-    def pages(
-        self, state: str | None, columns: Sequence[Column[Any]]
-    ) -> Iterator[Sequence[Any]]:
-        """Yield rows of ``columns``, the ID first, page by page and by ID."""
+    def ids(self, state: str | None) -> Iterator[int]:
+        """Go through the IDs, ascending and page by page; NULL is UNKNOWN."""
         self.prepare()
         table = self.schema.objects
-        construct = (
-            select(*columns)
+        query = (
+            select(table.c.id)
             .where(table.c.id > bindparam("after"))
             .order_by(table.c.id)
             .limit(PAGE)
         )
         if state is not None:
-            construct = construct.where(self.in_state(state))
-        statement = Statement(construct)
+            condition = table.c.state == str(state)
+            if state == "UNKNOWN":
+                condition |= table.c.state.is_(None)
+            query = query.where(condition)
+        statement = Statement(query)
         after = -(2**63)
 
         def page(kept: KeptConnection) -> Sequence[tuple[Any, ...]]:
@@ -386,14 +385,8 @@ class ObjectTable:
 
         while True:
             rows = self.database.read(page)
-            if rows:
-                yield rows
+            for (id_,) in rows:
+                yield id_
             if len(rows) < PAGE:
                 return
             after = rows[-1][0]
-
-    def in_state(self, state: str) -> Any:
-        """Return the condition that an object is in a state; NULL is UNKNOWN."""
-        column = self.schema.objects.c.state
-        condition = column == str(state)
-        return (condition | column.is_(None)) if state == "UNKNOWN" else condition
