@@ -90,7 +90,7 @@ def copy(
         if rename is not None:
             check_name(rename)
         with reading(from_store, session, rename) as reader:
-            return carry(reader, to_store, verify=verify, progress=progress)
+            return _carry(reader, to_store, verify=verify, progress=progress)
 
 
 def export(
@@ -144,10 +144,10 @@ def import_archive(
         Path(path), rename, lambda done: progress("checking", done, None)
     )
     with opened(target, create=True) as store:
-        return carry(archive, store, verify=verify, progress=progress)
+        return _carry(archive, store, verify=verify, progress=progress)
 
 
-def carry(
+def _carry(
     source: Source, store: SqlStore, *, verify: bool, progress: Progress
 ) -> Transfer:
     """Write all of a source to a store."""
@@ -167,14 +167,14 @@ def carry(
         progress("copying", done, total)
     digest = None
     if verify:
-        digest = digest_of(
+        digest = _digest_of(
             source, target, lambda done: progress("verifying", done, total)
         )
     names = [session.name for session in source.sessions]
     return Transfer(names, total, written, digest)
 
 
-def digest_of(
+def _digest_of(
     source: Source, target: StoreWriter, tell: Callable[[int], object]
 ) -> str:
     """Return the digest of a source's objects, which are the same in the target.
