@@ -15,8 +15,8 @@ from typing import Any
 
 from sqlalchemy import Select, func, literal, or_, select, union_all
 
-from sessionstore.database.clock import instant, maybe_instant, microseconds
-from sessionstore.jobs.history import Transition
+from sessionstore.database.clock import maybe_instant, microseconds
+from sessionstore.jobs.history import History, Transition
 from sessionstore.jobs.holder import Holder
 from sessionstore.objects.schema import Schema
 from sessionstore.task import State
@@ -264,7 +264,7 @@ _COLUMNS = (
     "created_at",
     "updated_at",
 )
-#: Of a transition, in the order of ``Transition``, but for the revision.
+#: The columns of a transition.
 _ENTRY = (
     "job_id",
     "revision",
@@ -290,9 +290,8 @@ def row_of(values: Sequence[Any]) -> JobRow:
 
 def entry_of(values: Sequence[Any]) -> tuple[int, Transition]:
     """Return a transition and its revision, from what ``_entry`` selects."""
-    job_id, revision, old, new, at, *rest = values
-    state = None if old is None else State(old)
-    return revision, Transition(job_id, state, State(new), instant(at), *rest)
+    row = dict(zip(_ENTRY, values, strict=True))
+    return row["revision"], History.read(row)
 
 
 def _entry(entries: Any) -> Sequence[Any]:
