@@ -18,9 +18,9 @@ from sessionstore.database import preferred_tls, silence
 from sessionstore.errors import ConfigurationError, SchemaError
 
 __all__ = [
+    "BusyTimeout",
     "MissingTableError",
     "Options",
-    "Patience",
     "Settings",
     "Telling",
     "absolute",
@@ -106,18 +106,18 @@ class Settings(NamedTuple):
     extra: tuple[str, str] | None = None
 
 
-class Patience(Enum):
-    """How long SQLite's busy handler waits before it gives up and is asked again.
+class BusyTimeout(Enum):
+    """Milliseconds that SQLite waits for a lock before we ask again ourselves.
 
-    Left to itself, it asks less and less often, at last every 100 ms, so that those who
-    came later are quicker (sqliteDefaultBusyCallback in its main.c): among 24 writers
-    the unluckiest waited for more than 5 s within a minute.
+    Left to itself, SQLite asks less and less often, at last every 100 ms, so that those
+    who came later are quicker (sqliteDefaultBusyCallback in its main.c): among 24
+    writers the unluckiest waited for more than 5 s within a minute.
     """
 
-    #: Milliseconds: its first waits, of 1, 2, 5, 10 and 15.
-    USUAL = 33
+    #: SQLite's first waits, of 1, 2, 5, 10 and 15.
+    SHORT = 33
     #: For those who have waited long: 1 and 1.
-    LITTLE = 2
+    SHORTEST = 2
 
     def set(self, driver: Any, options: Options) -> None:
         """Set it for a connection, or for a cursor's connection."""
@@ -131,7 +131,7 @@ def _configure_sqlite(cursor: Any, options: Options) -> None:
     cursor.execute("PRAGMA foreign_keys = ON")
     if options.create:  # else the file stays as it is, whoever looks into it
         _use_wal(cursor, time.monotonic() + options.busy_timeout)
-    Patience.USUAL.set(cursor, options)
+    BusyTimeout.SHORT.set(cursor, options)
 
 
 def _use_wal(cursor: Any, deadline: float) -> None:

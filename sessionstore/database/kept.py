@@ -14,7 +14,7 @@ from sqlalchemy.engine import URL, Connection, Dialect
 from sqlalchemy.exc import DBAPIError, PendingRollbackError, SQLAlchemyError
 
 from sessionstore.database import dialects
-from sessionstore.database.dialects import Patience
+from sessionstore.database.dialects import BusyTimeout
 from sessionstore.database.failures import failure, of_sqlalchemy
 from sessionstore.database.statements import Parameters, Statement
 from sessionstore.errors import ForkError, SessionStoreError, StoreError
@@ -122,10 +122,10 @@ class KeptConnection:
         except BaseException as error:
             self._give_up_call(error)
 
-    def patiently(self, run: Callable[..., T], *arguments: object) -> T:
+    def until_unlocked(self, run: Callable[..., T], *arguments: object) -> T:
         """Run something, and again for as long as it does not get a lock.
 
-        The longer it has waited, the more often it asks; see ``dialects.Patience``.
+        The longer it has waited, the more often it asks; see ``dialects.BusyTimeout``.
         """
         try:
             return run(*arguments)
@@ -133,13 +133,13 @@ class KeptConnection:
             if not self._may_wait(error):
                 raise
         started_at = time.monotonic()
-        patience = Patience.USUAL
+        timeout = BusyTimeout.SHORT
         try:
             while True:
                 waited = time.monotonic() - started_at
-                if waited > LONG and patience is Patience.USUAL:
-                    patience = Patience.LITTLE
-                    patience.set(self.driver, self._options)
+                if waited > LONG and timeout is BusyTimeout.SHORT:
+                    timeout = BusyTimeout.SHORTEST
+                    timeout.set(self.driver, self._options)
                 try:
                     return run(*arguments)
                 except Exception as error:
@@ -148,8 +148,8 @@ class KeptConnection:
                     ):
                         raise
         finally:
-            if patience is not Patience.USUAL:
-                Patience.USUAL.set(self.driver, self._options)
+            if timeout is not BusyTimeout.SHORT:
+                BusyTimeout.SHORT.set(self.driver, self._options)
 
     def _may_wait(self, error: BaseException | None) -> bool:
         # The driver's error may be the cause of one or two others.
@@ -165,7 +165,7 @@ class KeptConnection:
         self._check_process()
         try:
             cursor = self.driver.cursor()
-            self.patiently(cursor.execute, text)
+            self.until_unlocked(cursor.execute, text)
             cursor.close()
         except BaseException as error:
             self._give_up_call(error)
@@ -215,12 +215,12 @@ class KeptConnection:
 
     def _execute(self, statement: Statement, parameters: Parameters) -> Any:
         if not self._is_direct:
-            return self.patiently(
+            return self.until_unlocked(
                 self.connection.execute, statement.construct, parameters
             )
         cursor = self._cursor(statement)
         arranged = statement.arranged(parameters)
-        self.patiently(cursor.execute, statement.text, arranged)
+        self.until_unlocked(cursor.execute, statement.text, arranged)
         return cursor
 
     def _cursor(self, statement: Statement) -> Any:

@@ -93,7 +93,10 @@ class ObjectTable:
         hooks.gate.notice_fork()
         if self._is_ready:
             return
-        if not self.database.read(lambda kept: kept.patiently(self._is_complete, kept)):
+        is_complete = self.database.read(
+            lambda kept: kept.until_unlocked(self._is_complete, kept)
+        )
+        if not is_complete:
             with (
                 self.database.setup_lock(self.schema.lock_name),
                 self.database.transaction() as scope,
