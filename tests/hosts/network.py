@@ -8,7 +8,6 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Protocol
 
 _CLONE_NEWNET = 0x40000000
@@ -82,12 +81,7 @@ class Network:
         _ip("link set switch up")
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         _checked(_LIBC.setns(self._before, _CLONE_NEWNET))
         os.close(self._before)
 
