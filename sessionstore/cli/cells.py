@@ -5,7 +5,7 @@ from __future__ import annotations
 from sessionstore.jobs.holder import Holder
 from sessionstore.jobs.pages import JobRow
 
-__all__ = ["COLUMNS", "cells_of", "held_by"]
+__all__ = ["COLUMNS", "cells_of"]
 
 COLUMNS = (
     "id",
@@ -30,7 +30,7 @@ def cells_of(job: JobRow) -> dict[str, object]:
         "state": job.state,
         "returncode": job.returncode,
         "attempts": job.attempts,
-        "holder": held_by(job.holder),
+        "holder": _held_by(job.holder),
         "lease_expires": job.lease_expires_at,
         "request": job.request,
         "revision": job.revision,
@@ -39,7 +39,7 @@ def cells_of(job: JobRow) -> dict[str, object]:
     }
 
 
-def held_by(holder: str | None) -> str | None:
+def _held_by(holder: str | None) -> str | None:
     """Return a holder's host and PID."""
     parsed = None if holder is None else Holder.parse(holder)
     return holder if parsed is None else f"{parsed.host}/{parsed.pid}"

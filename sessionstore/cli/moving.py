@@ -52,7 +52,7 @@ def copy(
     """
     from sessionstore import transfer
 
-    with shown(common.output) as progress:
+    with bars(common.output) as progress:
         done = transfer.copy(
             source,
             target,
@@ -76,7 +76,7 @@ def export(
     """
     from sessionstore import transfer
 
-    with shown(common.output) as progress, common.store() as store:
+    with bars(common.output) as progress, common.store() as store:
         done = transfer.export(
             store, file, session=only, verify=verify, progress=progress
         )
@@ -110,7 +110,7 @@ def import_(
         return _import_directory(common, url, file, called, objects)
     if objects is not None:
         raise UsageError("--objects is for session directories of GC3Pie's")
-    with shown(common.output) as progress:
+    with bars(common.output) as progress:
         done = transfer.import_archive(
             file, url, rename=called, verify=verify, progress=progress
         )
@@ -124,7 +124,7 @@ def _import_directory(
     from sessionstore import transfer
 
     output = common.output
-    with shown(output) as progress:
+    with bars(output) as progress:
         done = transfer.import_gc3pie(
             path, url, name=name, store_url=objects, progress=progress
         )
@@ -158,24 +158,23 @@ def _report(output: Output, done: Transfer) -> None:
 
 
 @contextmanager
-def shown(output: Output) -> Iterator[Progress]:
+def bars(output: Output) -> Iterator[Progress]:
     """Yield a function that shows a bar for each part of a transfer."""
-    with ExitStack() as bars:
-        shown = _Shown(output, bars)
-        yield shown
+    with ExitStack() as stack:
+        yield _Bars(output, stack)
 
 
-class _Shown:
-    def __init__(self, output: Output, bars: ExitStack) -> None:
+class _Bars:
+    def __init__(self, output: Output, stack: ExitStack) -> None:
         self._output = output
-        self._bars = bars
+        self._stack = stack
         self._what = ""
         self._done = 0
 
     def __call__(self, what: str, done: int, total: int | None) -> None:
         if what != self._what:
-            self._bars.close()
-            self._step = self._bars.enter_context(self._output.progress(what, total))
+            self._stack.close()
+            self._step = self._stack.enter_context(self._output.progress(what, total))
             self._what, self._done = what, 0
         self._step(done - self._done)
         self._done = done

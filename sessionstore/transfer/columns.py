@@ -111,7 +111,7 @@ def _is_kept_as_text(wanted: TypeEngine[Any], there: TypeEngine[Any]) -> bool:
     return isinstance(wanted, (JSON, types.Uuid)) and isinstance(there, types.String)
 
 
-def portable(name: str, type_: TypeEngine[Any]) -> TypeEngine[Any]:
+def _portable(name: str, type_: TypeEngine[Any]) -> TypeEngine[Any]:
     """Return the type that a column has on any database, or raise SchemaError."""
     generic = type_.as_generic(allow_nulltype=True)
     if isinstance(generic, types.Enum):
@@ -137,7 +137,7 @@ def on_any(name: str, type_: TypeEngine[Any]) -> TypeEngine[Any]:
     # Imported where it is needed: it takes as long as this whole package.
     from sqlalchemy.dialects import mysql
 
-    type_ = portable(name, type_)
+    type_ = _portable(name, type_)
     larger: TypeEngine[Any] | None = None
     if isinstance(type_, types.Text):
         larger = mysql.LONGTEXT()
@@ -152,7 +152,7 @@ def on_any(name: str, type_: TypeEngine[Any]) -> TypeEngine[Any]:
 
 def specification(name: str, type_: TypeEngine[Any]) -> Sequence[object]:
     """Return a column as an archive's header has it."""
-    type_ = portable(name, type_)
+    type_ = _portable(name, type_)
     for called, (cls, arguments) in _TYPES.items():
         if type(type_) is cls:
             values = {argument: getattr(type_, argument) for argument in arguments}

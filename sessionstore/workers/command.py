@@ -52,7 +52,7 @@ def run_command(
     ours = assignment.current()
     if ours is None or ours.claim.id != claim.id:
         raise ForkError("a command is run by a WorkerPool's worker, with its claim")
-    if not is_command(command):
+    if not _is_command(command):
         patiently(lambda: cannot_run(ours.session, claim, "it has no command"))
         return CANNOT_RUN
     if output is not None:
@@ -67,7 +67,7 @@ def run_command(
     return status
 
 
-def is_command(value: object) -> TypeGuard[list[str]]:
+def _is_command(value: object) -> TypeGuard[list[str]]:
     """Tell whether a value is a command line: a program and its arguments."""
     return (
         isinstance(value, list | tuple)

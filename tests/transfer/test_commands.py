@@ -180,7 +180,7 @@ def test_bars_advance_by_what_was_done() -> None:
             steps.append((label, total))
             yield steps.append
 
-    with moving.shown(Recorded()) as progress:
+    with moving.bars(Recorded()) as progress:
         for done in (5, 8):
             progress("copying", done, 8)
         progress("verifying", 8, 8)
