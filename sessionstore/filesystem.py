@@ -49,7 +49,7 @@ _OPTIONS_OF_OTHERS = frozenset(
 )
 #: How an ID is written as a file's name; anything else in the folder is no object.
 _NAME = re.compile(r"0|-?[1-9][0-9]*")
-#: How often another ID is asked for where a file has it already.
+#: How often another ID is asked for if a file has it already.
 ATTEMPTS = 10
 
 

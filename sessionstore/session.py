@@ -253,8 +253,8 @@ class SessionStore:
 
         Given an ID, only the state is written, which works for any object, however
         large, and for an unreadable one.  Given a task, its changes are saved too.
-        ``info``, up to 4,000 characters, is for the history, and ``returncode`` as
-        ``Run`` has it.
+        ``info``, up to 4,000 characters, is for the history, and ``returncode`` is as
+        in ``Run``.
 
         Raises ConflictError if the state is none of ``expect``, if the task given was
         changed by somebody else, or if it is claimed (``request`` asks its holder);

@@ -4,8 +4,8 @@ To add a command, write a function in a module of this package and add one line 
 to ``commands``.  Its first parameter is a ``Common``, which opens the store and the
 session that were named, and has the ``Output`` to print with; the others are its
 arguments and options, which typer takes from their annotations.  The docstring is its
-help: the first line stands in the list of commands.  What goes wrong is raised, as any
-``SessionStoreError``: see ``running``.
+help: the first line stands in the list of commands.  An error is raised, as any
+``SessionStoreError``; see ``running``.
 """
 
 from __future__ import annotations

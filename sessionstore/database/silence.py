@@ -28,7 +28,7 @@ from sessionstore.fork.inherited import descriptor_of
 
 __all__ = ["connect_options", "idle_limit", "postgresql_settings", "watch"]
 
-#: Seconds for connecting, as PyMySQL has it; psycopg has 130, the others no end.
+#: Seconds for connecting, PyMySQL's own default; psycopg's is 130, others have no end.
 CONNECT = 10
 #: Seconds by which the server gives up earlier.
 MARGIN = 5

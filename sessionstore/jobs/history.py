@@ -36,7 +36,7 @@ class Transition:
     at: datetime
     #: Why, as whoever made it says; "" if nothing was said.
     info: str
-    #: As ``Run`` has it; None where none was given.
+    #: As in ``Run``; None if none was given.
     returncode: int | None
     #: Which process made it.
     host: str

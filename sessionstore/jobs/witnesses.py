@@ -59,7 +59,7 @@ class Witnesses:
         """Return the write ID for a row that is written.
 
         ``session_id`` is given for a new row.  Nobody can wait for the lock of a row
-        that is not there yet, but for that of its session's row.
+        that is not there yet, so its session's row is locked and waited for.
         """
         scope = self._database.scope
         assert scope is not None
