@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from sqlalchemy import bindparam, select
 from sqlalchemy.exc import SQLAlchemyError
@@ -206,11 +206,8 @@ class ObjectTable:
                         "any more, so that it cannot be saved again",
                         id=record.id,
                     )
-        except StoreError as error:
-            largest = max(len(record.payload) for record in records)
-            raise self.database.explained(error, largest) from error.__cause__
-        except _UNSENDABLE as error:
-            raise self._unsendable(error) from error
+        except (StoreError, *_UNSENDABLE) as error:
+            self._refuse(records, error)
         self.identities.stored(records)
 
     def _insert(self, kept: KeptConnection, records: Sequence[Record]) -> None:
@@ -229,12 +226,16 @@ class ObjectTable:
         extra = self.schema.extra.values(record.obj)
         return {"data": record.payload, "state": record.state, **extra}
 
-    def _unsendable(self, error: Exception) -> EncodeError:
+    def _refuse(self, records: Sequence[Record], error: Exception) -> NoReturn:
+        """Raise what it means that records could not be written."""
+        if isinstance(error, StoreError):
+            largest = max(len(record.payload) for record in records)
+            raise self.database.explained(error, largest) from error.__cause__
         said = getattr(error, "orig", error)
-        return EncodeError(
+        raise EncodeError(
             f"a row of {self.schema.name!r} has a value that cannot be stored: "
             f"{type(said).__name__}: {said}"
-        )
+        ) from error
 
     def write_over(self, obj: object, object_id: int) -> None:
         """Make a row a copy of ``obj``, which stays what and where it is itself."""
@@ -254,11 +255,8 @@ class ObjectTable:
             def work(kept: KeptConnection) -> None:
                 try:
                     is_there = self._update(kept, object_id, first)
-                except StoreError as error:
-                    largest = len(first.payload)
-                    raise self.database.explained(error, largest) from error.__cause__
-                except _UNSENDABLE as error:
-                    raise self._unsendable(error) from error
+                except (StoreError, *_UNSENDABLE) as error:
+                    self._refuse([first], error)
                 if not is_there:
                     raise not_found(object_id)
                 self.identities.undo_later([record.obj for record in nested])
