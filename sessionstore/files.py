@@ -10,7 +10,14 @@ from typing import NamedTuple
 
 from sessionstore.errors import StoreError, StoreUnavailableError
 
-__all__ = ["Draft", "make_folder", "sync_folder", "translated", "write_all"]
+__all__ = [
+    "Draft",
+    "make_folder",
+    "open_for_owner",
+    "sync_folder",
+    "translated",
+    "write_all",
+]
 
 #: Conditions that may pass, so that the same call may succeed later.
 _PASSING = frozenset(
@@ -45,11 +52,15 @@ def write_all(folder: str, drafts: Sequence[Draft]) -> None:
     """
     new = [draft for draft in drafts if draft.is_new]
     others = [draft for draft in drafts if not draft.is_new]
-    temporary: dict[str, str] = {}
+    # Named before any is made: a signal's handler may raise as soon as one is there.
+    temporary = {
+        draft.name: os.path.join(folder, f".{draft.name}-{os.urandom(8).hex()}.tmp")
+        for draft in drafts
+    }
     placed: list[str] = []
     try:
         for draft in drafts:
-            temporary[draft.name] = _write_temporary(folder, draft)
+            _write_new(temporary[draft.name], draft.content)
         for draft in new:
             path = os.path.join(folder, draft.name)
             _place_new(temporary[draft.name], path)
@@ -71,18 +82,16 @@ def _unlink(paths: Iterable[str]) -> None:
             os.unlink(path)
 
 
-def _write_temporary(folder: str, draft: Draft) -> str:
-    path = os.path.join(folder, f".{draft.name}-{os.urandom(8).hex()}.tmp")
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with open(descriptor, "wb") as file:
-            file.write(draft.content)
-            file.flush()
-            os.fsync(file.fileno())
-    except BaseException:
-        os.unlink(path)
-        raise
-    return path
+def _write_new(path: str, content: bytes) -> None:
+    with open(path, "xb", opener=open_for_owner) as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def open_for_owner(path: str, flags: int) -> int:
+    """Open a file, for its owner only if it is new; as ``open`` takes it."""
+    return os.open(path, flags, 0o600)
 
 
 def _place_new(temporary: str, path: str) -> None:

@@ -356,6 +356,31 @@ def test_failed_save_leaves_everything_as_it_was(
     assert len(store.list()) == 2
 
 
+@pytest.mark.parametrize("call", ["open", "fsync", "link", "rename", "unlink"])
+def test_interrupted_save_leaves_no_draft(
+    folder: Path,
+    store: FilesystemStore,
+    monkeypatch: pytest.MonkeyPatch,
+    call: str,
+) -> None:
+    """Ctrl-C is noticed as soon as the system has done what it was asked for."""
+    parent = Task("parent")
+    id_ = store.save(parent)
+    parent.tasks = [Task("child")]
+    real = getattr(os, call)
+
+    def interrupted(*args: Any, **options: Any) -> None:
+        monkeypatch.undo()
+        real(*args, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, call, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        store.save(parent)
+    assert [name for name in os.listdir(folder) if not name.isdigit()] == []
+    assert id_ in store.list()
+
+
 def test_crash_between_files_leaves_what_can_be_loaded(
     folder: Path, store: FilesystemStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,7 +37,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from sessionstore.errors import ArchiveError, ConfigurationError
-from sessionstore.files import sync_folder, translated
+from sessionstore.files import open_for_owner, sync_folder, translated
 from sessionstore.jobs.opening import check_name
 from sessionstore.row_ids import fits
 from sessionstore.transfer.columns import from_specification, specification
@@ -119,9 +119,8 @@ def _appearing(path: Path) -> Iterator[IO[bytes]]:
         raise taken
     temporary = path.with_name(f".{path.name[:200]}-{os.urandom(8).hex()}.tmp")
     with translated(str(path.parent)):
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
-            with open(descriptor, "wb") as file:
+            with open(temporary, "xb", opener=open_for_owner) as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
