@@ -6,6 +6,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 from sqlalchemy.engine import URL
 
@@ -93,10 +94,14 @@ def register(scheme: str, constructor: Callable[..., Any]) -> None:
     >>> make_store("memory://")
     {}
     """
-    if not scheme or "+" in scheme:
+    # By the very library that takes URLs apart, whose rules these are.
+    if (
+        not scheme
+        or urlsplit(f"{scheme}://").scheme != scheme.lower().partition("+")[0]
+    ):
         raise ConfigurationError(
             f"{scheme!r} cannot be registered: the scheme is what a URL has before "
-            "its first '+' or ':'"
+            "its first '+' or ':', a letter and then letters, digits, '-' or '.'"
         )
     _constructors[scheme.lower()] = constructor
 

@@ -92,7 +92,7 @@ def test_unknown_scheme_is_named_with_those_known(uri: str) -> None:
     assert "s3cret" not in str(caught.value)
 
 
-@pytest.mark.parametrize("scheme", ["", "a+b"])
+@pytest.mark.parametrize("scheme", ["", "a+b", "a:b", "a/b", "my_store", "1x"])
 def test_scheme_that_would_never_match_is_refused(scheme: str) -> None:
     """A registration that could have no effect is an error, not silence."""
     with pytest.raises(ConfigurationError):
