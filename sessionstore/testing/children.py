@@ -69,7 +69,7 @@ class Child:
         """
         said, stacks, status = self._follow()
         code = os.waitstatus_to_exitcode(status)
-        if code == 0:
+        if said and code == 0:
             result, error, trace = pickle.loads(said)
             if error is not None:
                 error.add_note(f"In the child {self.pid}:\n{trace}")

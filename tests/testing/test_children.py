@@ -70,6 +70,8 @@ def test_leaving_the_child_does_not_leave_the_test() -> None:
         run_forked(sys.exit, 3)
     with pytest.raises(ChildError, match="left with status 4"):
         run_forked(os._exit, 4)
+    with pytest.raises(ChildError, match="left with status 0"):
+        run_forked(os._exit, 0)
 
 
 def test_killed_child_is_told() -> None:
