@@ -10,10 +10,13 @@ from typing import Any
 
 import pytest
 
+from sessionstore.errors import SessionStoreError
 from sessionstore.session import SessionStore
+from sessionstore.sql import SqlStore
 from sessionstore.testing import children
 from sessionstore.testing.children import Child
 from sessionstore.testing.isolation import drop_tables
+from sessionstore.url import Url
 
 __all__ = ["run_forked", "session_store", "session_store_url", "start_forked"]
 
@@ -42,8 +45,24 @@ def session_store_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterato
         yield f"sqlite:///{tmp_path}/session_store.db"
         return
     table = f"test_{secrets.token_hex(8)}"
-    yield f"{url.partition('#')[0]}#table={table}"
+    own = _QuietUrl(f"{url.partition('#')[0]}#table={table}")
+    try:
+        with SqlStore(own) as store, store.transaction():
+            pass
+    except SessionStoreError as error:
+        # Without the driver's frames, whose arguments pytest prints: passwords too.
+        pytest.fail(f"no database for session_store: {error}", pytrace=False)
+    yield own
     drop_tables(url, table)
+
+
+class _QuietUrl(str):
+    """A URL as text, which pytest prints without its password."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return repr(str(Url(self)))
 
 
 @pytest.fixture

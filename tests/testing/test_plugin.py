@@ -98,6 +98,33 @@ def test_option_names_the_database(
     assert "= 1 passed in" in said
 
 
+def test_database_that_is_not_there_is_told_in_a_line(
+    run_tests: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once for each test, without the driver's frames, which show passwords (G9)."""
+    url = "postgresql+psycopg://ann:s3cret@127.0.0.1:1/jobs"
+    monkeypatch.setenv("SESSIONSTORE_TEST_URL", url)
+    said = run_tests("def test_it(session_store): pass")
+    assert "= 1 error in" in said
+    assert "postgresql+psycopg://ann:***@127.0.0.1:1/jobs cannot be reached" in said
+    assert "s3cret" not in said
+
+
+@pytest.mark.backends("postgresql", "mariadb")
+def test_failed_test_shows_no_password(
+    run_tests: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+    make_database: Callable[[str], str],
+    backend: str,
+) -> None:
+    """The URL is among what pytest prints of a test that failed (G9)."""
+    url = make_database(backend)
+    monkeypatch.setenv("SESSIONSTORE_TEST_URL", url)
+    said = run_tests("def test_it(session_store_url, session_store): assert 0")
+    assert "session_store_url = " in said
+    assert url.partition("@")[0] not in said
+
+
 def test_child_that_was_not_waited_for_fails_the_test(
     run_tests: Callable[..., str],
 ) -> None:
