@@ -95,6 +95,11 @@ def opened_objects(directory: Directory, url: str | None) -> Iterator[Objects]:
     the same name in it is taken.
     """
     place = url or directory.url
+    if not place:
+        raise ConfigurationError(
+            f"{directory.path} does not say where its objects are: its store.url is "
+            "empty; say where they are now"
+        )
     scheme = place.partition(":")[0] if "://" in place else "file"
     if scheme == "file":
         path = Path(Url(place).path if "://" in place else place)

@@ -240,6 +240,18 @@ def test_references_do_not_lead_out_of_the_folder(
     assert done.objects == 4
 
 
+def test_directory_that_does_not_say_where_its_objects_are_is_told(
+    make_session: Make, target_url: str, tmp_path: Path
+) -> None:
+    """Nothing is made, so that the import can be run again with their place."""
+    old = make_session("sql")
+    (old / "store.url").write_text("\n")
+    with pytest.raises(ConfigurationError, match="say where they are now"):
+        import_gc3pie(old, target_url)
+    import_gc3pie(old, target_url, store_url=f"sqlite:///{old}/jobs.db")
+    assert loaded(target_url, "old") == WHOLE
+
+
 def test_what_is_no_session_directory_is_told(tmp_path: Path, target_url: str) -> None:
     """One line, and no file made."""
     with pytest.raises(
