@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
+from sqlalchemy.exc import DatabaseError
 
 from sessionstore.doctor.finding import Finding, Level, Patient
 from sessionstore.doctor.look import looking, reopened, sqlite_file
@@ -129,8 +130,11 @@ def _place(path: Path) -> Finding:
 
 
 def _whole(patient: Patient) -> Finding:
-    said = patient.connection.exec_driver_sql("PRAGMA integrity_check(3)").scalars()
-    problems = [" ".join(str(line).split()) for line in said]
+    try:
+        said = patient.connection.exec_driver_sql("PRAGMA integrity_check(3)").scalars()
+        problems = [" ".join(str(line).split()) for line in said]
+    except DatabaseError as error:  # a file so damaged that the check cannot go on
+        problems = [str(error.orig)]
     if problems == ["ok"]:
         return Finding("integrity", Level.OK, "ok")
     return Finding(

@@ -210,8 +210,8 @@ def test_torn_file(path: Path, store: SqlStore) -> None:
     """SQLite's own check tells; the rest of the examination does not fail for it."""
     with path.open("r+b") as file:
         file.seek(-4096 * 3, os.SEEK_END)
-        file.write(os.urandom(4096))
-    assert "integrity" in wrong(store) or "database" in wrong(store)
+        file.write(b"\xff" * 4096)
+    assert "integrity" in wrong(store)
 
 
 def test_file_that_is_no_database(path: Path, store: SqlStore) -> None:
