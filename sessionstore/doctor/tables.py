@@ -26,12 +26,14 @@ def _columns(patient: Patient) -> Iterator[Finding]:
     try:
         schema.check_columns(connection)
     except SchemaError as error:
+        is_there = inspect(connection).has_table(schema.name)
         yield Finding(
             "table",
             Level.WRONG,
             str(error),
             "no object can be read",
-            "ALTER TABLE, or #table=NAME at the URL's end for another one",
+            f"{'ALTER TABLE' if is_there else 'sessionstore migrate'}, or "
+            "#table=NAME at the URL's end for another one",
         )
         return
     columns = {

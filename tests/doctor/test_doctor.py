@@ -269,6 +269,14 @@ def test_missing_column(session: SessionStore, damage: Callable[..., None]) -> N
     assert "lacks the column 'data'" in finding.what
 
 
+def test_missing_table(database_url: str, damage: Callable[..., None]) -> None:
+    """Can be made; nothing is there to be altered."""
+    damage("CREATE TABLE other (id INTEGER)")  # or SQLite would have no file
+    finding = wrong(SqlStore(database_url, create=False))["table"]
+    assert "no table 'store'" in finding.what
+    assert finding.remedy.startswith("sessionstore migrate")
+
+
 @pytest.mark.backends("mariadb")
 def test_small_column(session: SessionStore, damage: Callable[..., None]) -> None:
     """As old programs made it; the remedy works as it stands."""
