@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from sqlalchemy import func, insert, select, update
 
 from sessionstore.doctor.finding import Finding, Level, Patient
+from sessionstore.doctor.look import writing
 
 __all__ = ["check"]
 
@@ -25,16 +26,16 @@ def check(patient: Patient) -> Iterator[Finding]:
         return
 
     def move_on() -> None:
-        with patient.store.transaction() as writing:
+        with writing(patient.store) as held:
             after = select(func.coalesce(func.max(schema.objects.c.id), 0) + 1)
-            [first] = writing.execute(after).scalars()
-            moved = writing.execute(
+            [first] = held.execute(after).scalars()
+            moved = held.execute(
                 update(schema.ids)
                 .where(schema.ids.c.id == 1, schema.ids.c.next_id < first)
                 .values(next_id=first)
             )
             if following is None and moved.rowcount == 0:
-                writing.execute(insert(schema.ids).values(id=1, next_id=first))
+                held.execute(insert(schema.ids).values(id=1, next_id=first))
 
     yield Finding(
         "IDs",

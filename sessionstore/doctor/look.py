@@ -16,7 +16,7 @@ from sessionstore.errors import ConfigurationError
 from sessionstore.fork import protect
 from sessionstore.sql import SqlStore
 
-__all__ = ["looking", "reopened", "sqlite_file"]
+__all__ = ["looking", "reopened", "sqlite_file", "writing"]
 
 
 @contextmanager
@@ -34,6 +34,13 @@ def looking(store: SqlStore) -> Iterator[Connection]:
         )
     )
     with database.translated(), engine.connect() as connection:
+        yield connection
+
+
+@contextmanager
+def writing(store: SqlStore) -> Iterator[Connection]:
+    """Yield a connection in a transaction, whose errors are the package's."""
+    with store._objects.database.translated(), store.transaction() as connection:
         yield connection
 
 

@@ -11,6 +11,7 @@ from sqlalchemy.engine import Connection
 
 from sessionstore.database.clock import Now
 from sessionstore.doctor.finding import SHOWN, Finding, Level, Patient, some
+from sessionstore.doctor.look import writing
 from sessionstore.jobs.holder import Holder
 from sessionstore.objects.schema import Schema
 
@@ -64,7 +65,7 @@ def _mend(patient: Patient, mismatch: Mismatch) -> None:
     query = mismatch.jobs(patient.schema)
     done = False
     while not done:
-        with patient.store.transaction() as connection:
+        with writing(patient.store) as connection:
             # Selected again under the lock, so that what was written since stays.
             ids = [*connection.execute(query.limit(BATCH)).scalars()]
             if ids:

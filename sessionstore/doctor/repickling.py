@@ -9,7 +9,7 @@ from itertools import islice
 from sqlalchemy import select, update
 from sqlalchemy.engine import Connection
 
-from sessionstore.doctor.look import reopened
+from sessionstore.doctor.look import reopened, writing
 from sessionstore.errors import SessionStoreError
 from sessionstore.objects.schema import Schema
 from sessionstore.objects.table import ObjectTable
@@ -50,7 +50,7 @@ def repickle(store: SqlStore, *, dry_run: bool = False) -> Iterator[Repickled]:
             if dry_run:
                 yield from _repickled(own._objects, page, {}, None)
             else:
-                with own.transaction() as connection:
+                with writing(own) as connection:
                     holders = _lock(connection, own._objects, page)
                     done = [*_repickled(own._objects, page, holders, connection)]
                 yield from done

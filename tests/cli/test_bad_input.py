@@ -236,3 +236,23 @@ def test_objects_that_are_in_no_session_are_told_apart(
     assert "it was forgotten" in command("show", str(second)).err
     saved = SqlStore(session.store.url).save(Task("c"))
     assert f"the nearest there is {first}" in command("show", str(saved)).err
+
+
+@pytest.mark.parametrize("words", [["doctor", "--fix"], ["repickle"]])
+def test_store_that_is_read_only_is_not_mended(
+    words: list[str],
+    session: SessionStore,
+    database_url: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """What the database refuses is said as it is anywhere else."""
+    session.add(Task("count"))
+    # Not the payload's state, which repickle would write anew, nor the job's.
+    with create_engine(database_url).begin() as connection:
+        connection.execute(text("UPDATE store SET state = 'RUNNING'"))
+    session.close()
+    path = database_url.removeprefix("sqlite:///")
+    url = f"sqlite:///file:{path}?mode=ro&uri=true"
+    assert run([*words, "--url", url]) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert "cannot be used: attempt to write a readonly database" in line
