@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 import typer
 
 from sessionstore.cli.output import Output
+from sessionstore.errors import ConfigurationError
 from sessionstore.jobs.listing import Listing
 from sessionstore.jobs.opening import sql_store
+from sessionstore.renaming import Renaming
 from sessionstore.serializers import (
     PickleSerializer,
     Serializer,
@@ -110,7 +112,11 @@ def _serializer(place: str) -> Serializer:
 
 def _names(pair: str) -> tuple[str, str]:
     """Return an old and a new name."""
-    old, equals, new = pair.partition("=")
-    if not equals:
-        raise UsageError(f"--rename {pair!r}: write old.module:Old=new.module:New")
+    old, _, new = pair.partition("=")
+    try:
+        Renaming({old: new})
+    except ConfigurationError as error:
+        raise UsageError(
+            f"--rename {pair!r}: write old.module:Old=new.module:New"
+        ) from error
     return old, new

@@ -75,7 +75,10 @@ def ls(
         bool, typer.Option("--reverse", "-r", help="The last ones first.")
     ] = False,
     limit: Annotated[
-        int, typer.Option("--limit", "-n", min=1, help="Show this many tasks at most.")
+        int,
+        typer.Option(
+            "--limit", "-n", min=1, max=10**9, help="Show this many tasks at most."
+        ),
     ] = 50,
     everything: Annotated[
         bool, typer.Option("--all", help="Show all, however many there are.")

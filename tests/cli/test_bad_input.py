@@ -33,6 +33,8 @@ BAD = [
     (["ls", "--until", "9" * 400 + "d"], 2, "is no time"),
     (["ls", "--since", "0001-01-01T00:00+14:00"], 2, "is no time"),
     (["ls", "-n", "0"], 2, "--limit"),
+    (["ls", "-n", "9" * 30], 2, "--limit"),
+    (["unreadable", "--rename", "old:Old=new"], 2, "old.module:Old=new.module:New"),
     (["ls", "--session", "defualt"], 1, "did you mean 'default'"),
     (["ls", "--after", "5"], 1, "no task with ID 5"),
     (["show"], 2, "ID"),
