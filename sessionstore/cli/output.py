@@ -227,7 +227,7 @@ def _plain(value: object) -> str:
         return _iso(value)
     if isinstance(value, timedelta):
         return f"{value.total_seconds():.6f}"
-    return "-" if value is None else visible(str(value))
+    return "-" if value is None else visible(str(value)) or "-"
 
 
 def _iso(at: datetime) -> str:
@@ -236,7 +236,8 @@ def _iso(at: datetime) -> str:
 
 def _json(row: Row) -> str:
     # In ASCII, in which nothing needs to be escaped for a terminal.
-    return json.dumps(row, default=_json_value)
+    known = {name: None if value == "" else value for name, value in row.items()}
+    return json.dumps(known, default=_json_value)
 
 
 def _json_value(value: object) -> object:

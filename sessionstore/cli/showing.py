@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Annotated
@@ -71,12 +72,15 @@ def _attributes_of(session: SessionStore, id_: int) -> dict[str, object]:
 
 
 def _shown(value: object) -> object:
-    if value is None or isinstance(value, (bool, int, float)):
-        return value
     try:
         text = value if isinstance(value, str) else repr(value)
     except Exception as error:  # what users store may raise anything
-        text = f"<its repr raised {type(error).__name__}>"
+        return f"<its repr raised {type(error).__name__}>"
+    # JSON has no infinite numbers, and none that is none.
+    if value is None or isinstance(value, int):
+        return value
+    if isinstance(value, float) and math.isfinite(value):
+        return value
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 

@@ -133,6 +133,30 @@ def test_show_and_history_tell_of_one_task(
     assert rows[3]["info"] == "no such file"
 
 
+def test_what_is_empty_is_marked(session: SessionStore, show: Show) -> None:
+    """A dash in a pipe, so that no column is missed there, and null in JSON."""
+    id_ = session.add(Task(""))
+    for word in ("ls", "history", "show"):
+        words = (word,) if word == "ls" else (word, str(id_))
+        assert all("" not in line.split("\t") for line in show(*words))
+        [line] = show(*words, "--json")
+        assert "" not in json.loads(line).values()
+
+
+def test_numbers_that_json_or_python_cannot_write(
+    session: SessionStore, show: Show
+) -> None:
+    """Are shown by their names, so that any program can read the line."""
+    values = {"a": float("nan"), "b": -float("inf"), "c": 10**5000, "d": 1.5, "e": True}
+    id_ = session.add(Task("odd", **values))
+    [line] = show("show", str(id_), "--json")
+    shown = json.loads(line, parse_constant=lambda name: f"no JSON: {name}")
+    assert [shown["attributes"][name] for name in values] == [
+        *("nan", "-inf", "<its repr raised ValueError>", 1.5, True)
+    ]
+    assert ".a\tnan" in show("show", str(id_))
+
+
 def test_what_cannot_be_unpickled_is_listed_all_the_same(
     session: SessionStore, command: Command, show: Show
 ) -> None:

@@ -190,7 +190,7 @@ def test_tail_follows_transitions_until_ctrl_c(
     assert (process.returncode, out, err) == (0, "", "")
     rows = [line.rstrip("\n").split("\t")[1:] for line in lines]
     assert rows == [
-        [str(id_), "two\\nlines", "-", "NEW", "-", ""],
+        [str(id_), "two\\nlines", "-", "NEW", "-", "-"],
         [str(id_), "two\\nlines", "NEW", "SUBMITTED", "-", "to SUBMITTED"],
         [str(id_), "two\\nlines", "SUBMITTED", "RUNNING", "-", "to RUNNING"],
     ]
