@@ -111,7 +111,7 @@ class Source(Protocol):
 
     @property
     def largest(self) -> int | None:
-        """The largest ID among them."""
+        """No ID that objects have, or are known to have had, is larger."""
 
     def batches(self) -> Iterator[Sequence[Item]]:
         """Go through all objects in the order of their IDs, from the beginning."""

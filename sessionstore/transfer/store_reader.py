@@ -137,9 +137,13 @@ class StoreReader:
 
     @cached_property
     def largest(self) -> int | None:
-        """The largest ID among them."""
-        query = select(func.max(self._schema.objects.c.id))
-        return self._connection.execute(self._of_source(query)).scalar()
+        """The largest ID among them, or given out there before."""
+        query = self._of_source(select(func.max(self._schema.objects.c.id)))
+        largest: int | None = self._connection.execute(query).scalar()
+        if not self._has_sessions and not self._schema.has_ids(self._connection):
+            return largest
+        given = self._connection.execute(select(self._schema.ids.c.next_id)).scalar()
+        return max(largest or 0, (given or 1) - 1) or None
 
     def batches(self) -> Iterator[Sequence[Item]]:
         """Go through all objects in the order of their IDs."""

@@ -389,6 +389,17 @@ def test_ids_that_came_and_went_are_not_given_again(
     assert SqlStore(database_url).save(Task("after")) > max(came)
 
 
+def test_ids_of_what_the_source_has_removed_are_not_given_again(
+    source_url: str, target_url: str
+) -> None:
+    """What refers to a removed object would have found another one (G5)."""
+    source = SessionStore(source_url)
+    gone = source.add(Task("gone", kept=source.add(Task("kept"))))
+    source.remove(gone)
+    copy(source_url, target_url)
+    assert SessionStore(target_url).add(Task("new")) > gone
+
+
 def test_large_objects_are_read_a_few_at_a_time(
     source_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
