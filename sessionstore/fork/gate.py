@@ -33,6 +33,8 @@ class Gate:
         #: What threads hold from call to call, such as a checked-out connection.
         self._held: dict[object, int] = {}
         self._forking: set[int] = set()
+        #: The one among them that closes connections and forks.
+        self._turn: int | None = None
 
     def enter(self) -> None:
         """Pass, or wait until the forks under way are done."""
@@ -51,8 +53,8 @@ class Gate:
         with self._condition:
             del self._inside[thread]
             self._condition.notify_all()
-            if thread not in self._held.values():
-                self._condition.wait_for(lambda: not (self._forking - {thread}))
+            if thread not in {*self._forking, *self._held.values()}:
+                self._condition.wait_for(lambda: not self._forking)
             self._inside[thread] = 1
 
     def notice_fork(self) -> None:
@@ -111,9 +113,17 @@ class Gate:
         thread = threading.get_ident()
         with self._condition:
             self._forking.add(thread)
-            return self._condition.wait_for(
+            have_left = self._condition.wait_for(
                 lambda: {*self._inside, *self._held.values()} <= {thread}, timeout
             )
+            # Those that fork at once take turns: SQLite's own locks, which one holds
+            # while it closes connections, would be held for ever in another's child.
+            is_free = self._condition.wait_for(
+                lambda: self._turn in (None, thread), timeout
+            )
+            if is_free:
+                self._turn = thread
+            return have_left and is_free
 
     @contextmanager
     def closed(self, timeout: float) -> Iterator[None]:
@@ -126,6 +136,9 @@ class Gate:
 
     def open(self) -> None:
         """Let threads in again, unless another thread is forking too."""
+        thread = threading.get_ident()
         with self._condition:
-            self._forking.discard(threading.get_ident())
+            self._forking.discard(thread)
+            if self._turn == thread:
+                self._turn = None
             self._condition.notify_all()

@@ -128,7 +128,12 @@ class Guard:
         self._live[id(connection)] = (connection, weakref.ref(record))
 
     def _on_close(self, connection: Any, record: Any = None) -> None:
-        self._live.pop(id(connection), None)
+        with gate.inside():
+            self._live.pop(id(connection), None)
+            if self.is_sqlite:
+                # SQLAlchemy does so after this event, outside of the gate: a child
+                # forked in the middle of it would inherit SQLite's locks, for ever.
+                connection.close()
 
     def _on_checkout(self, connection: Any, record: Any, fairy: Any) -> None:
         with gate.inside():
@@ -151,8 +156,7 @@ class Guard:
         if self.is_sqlite and not self._in_memory:
             if self._close_idle is not None:
                 self._close_idle()
-            else:
-                self._close_idle_of_pool()
+            self._close_idle_of_pool()
         # In the child, other threads' thread-locals are freed before any hook runs, and
         # the connections in them would be rolled back on the parent's socket.
         for _, reference in list(self._live.values()):
@@ -164,13 +168,20 @@ class Guard:
         # Not by engine.dispose(): a busy connection would come back to a pool that
         # nobody uses, and stay open there.
         for key, (connection, reference) in list(self._live.items()):
-            if not gate.is_held(key):
-                record = reference()
+            record = reference()
+            if not self._is_busy(key, record):
                 if record is not None and record.dbapi_connection is connection:
                     record.invalidate()
                 else:
                     connection.close()
                 self._live.pop(key, None)
+
+    def _is_busy(self, key: int, record: Any) -> bool:
+        if self._close_idle is None:
+            return gate.is_held(key)
+        # What its owner did not close is in a call, or its owner is gone, and a thread
+        # that is about to close it may wait for this fork to be over.
+        return record is not None and bool(record.fairy_ref and record.fairy_ref())
 
     def after_in_parent(self) -> None:
         """Let go of what only the fork needed."""

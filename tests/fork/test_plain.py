@@ -6,14 +6,18 @@ import ctypes
 import gc
 import os
 import signal
+import sqlite3
 import threading
 from contextlib import suppress
 from functools import partial
+from typing import ClassVar
 
 import pytest
 from sqlalchemy import create_engine, text
+from sqlalchemy.pool import NullPool
 
 from sessionstore import ForkError, SessionStore, SqlStore, State, Task, protect
+from sessionstore.fork import hooks
 
 
 def write(store: SqlStore, number: int) -> None:
@@ -55,6 +59,78 @@ def test_fork_while_threads_write(database_url, start_forked) -> None:
         for thread in threads:
             thread.join()
     assert len(store) == 1 + sum(written) + 20
+
+
+def test_threads_that_fork_at_once_take_turns(start_forked) -> None:
+    """G4: nothing is being closed in one thread while another one forks."""
+
+    class Watcher:
+        order: ClassVar[list[str]] = []
+
+        def before_fork(self) -> None:
+            self.order.append("before")
+            if not closing.is_set():
+                closing.set()
+                forking.wait(0.5)
+            forking.set()
+
+        def after_in_parent(self) -> None:
+            self.order.append("after")
+
+        def after_in_child(self) -> None: ...
+
+    def fork() -> None:
+        start_forked(lambda: None).wait()
+
+    closing, forking = threading.Event(), threading.Event()
+    watcher = Watcher()
+    hooks.watchers.add(watcher)
+    try:
+        thread = threading.Thread(target=fork)
+        thread.start()
+        closing.wait()
+        fork()
+        thread.join()
+    finally:
+        hooks.watchers.discard(watcher)
+    assert watcher.order == ["before", "after"] * 2
+
+
+@pytest.mark.parametrize("how", ["returned", "disposed of", "dropped"])
+def test_no_connection_is_being_closed_at_a_fork(how, tmp_path, start_forked) -> None:
+    """G4: a child does not inherit the locks that SQLite has while it closes a file."""
+    order = []
+    closing, forked = threading.Event(), threading.Event()
+
+    class Slow(sqlite3.Connection):
+        def close(self) -> None:
+            closing.set()
+            forked.wait(0.5)
+            super().close()
+            order.append("closed")
+
+    url, arguments = f"sqlite:///{tmp_path}/slow.db", {"factory": Slow}
+
+    def use() -> None:
+        if how == "dropped":
+            SqlStore(url, engine_options={"connect_args": arguments}).list()
+            gc.collect()
+            return
+        pool = NullPool if how == "returned" else None
+        engine = protect(create_engine(url, connect_args=arguments, poolclass=pool))
+        with engine.connect() as connection:
+            connection.execute(text("SELECT 1"))
+        engine.dispose()
+
+    thread = threading.Thread(target=use)
+    thread.start()
+    closing.wait()
+    child = start_forked(SqlStore(url).count)
+    order.append("forked")
+    forked.set()
+    assert child.wait() == 0
+    thread.join()
+    assert order[0] == "closed"
 
 
 def test_threads_wait_while_one_does_the_childs_part_late(
