@@ -150,11 +150,11 @@ def _quote(path: str) -> str:
 
 def _hide(text: str, parts: SplitResult | None) -> str:
     text = _IN_QUERY.sub(r"\1***", text)
-    if parts is not None and parts.scheme == "file":
-        return text
     if parts is not None and parts.password is not None:
         credentials = parts.netloc.rpartition("@")[0]
         user = credentials.partition(":")[0]
         return text.replace(f"//{credentials}@", f"//{user}:***@", 1)
+    if parts is not None and parts.scheme == "file":
+        return text
     # An "@" further on may end a password with an unencoded slash in it.
     return _UNPARSED.sub(r"\1:***@", text)

@@ -75,6 +75,7 @@ def test_special_characters_of_a_path_stay_in_the_path() -> None:
         "postgresql://u:12/s3cret@h/db",
         "postgresql://u:12#s3cret@h/db",
         "postgresql://u@h/db?password=s3cret",
+        "file://u:s3cret@h/folder",
     ],
 )
 def test_password_is_not_shown(text: str) -> None:
