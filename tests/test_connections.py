@@ -27,6 +27,9 @@ from sessionstore import (
     Task,
 )
 from sessionstore.database import scopes
+from sessionstore.database.connections import Connections
+from sessionstore.database.kept import KeptConnection
+from sessionstore.fork.hooks import gate
 
 COUNT = {
     "postgresql": (
@@ -369,6 +372,10 @@ def test_transaction_takes_in_the_coroutines_that_are_run_in_it(
         (scopes.Transaction, "_end"),
         (scopes.Transaction, "_commit"),
         (scopes.Transaction, "_roll_back"),
+        (scopes.Transaction, "leave"),
+        (scopes.Scopes, "remove"),
+        (Connections, "leave"),
+        (scopes.Transaction, "__exit__"),
     ],
 )
 def test_no_transaction_is_left_open_whatever_a_signals_handler_interrupts(
@@ -392,12 +399,33 @@ def test_no_transaction_is_left_open_whatever_a_signals_handler_interrupts(
         if name != "_commit":
             raise KeyboardInterrupt
     assert other.transition(id_, State.UNKNOWN).from_state is State.NEW
+    assert threading.get_ident() not in gate._inside
     session.transition(id_, State.SUBMITTED)
     assert [str(entry.to_state) for entry in other.history(id_)] == [
         "NEW",
         "UNKNOWN",
         "SUBMITTED",
     ]
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [(KeptConnection, "end_logical_transaction"), (Connections, "leave")],
+)
+def test_fork_does_not_wait_for_a_read_that_a_signals_handler_interrupted(
+    session: SessionStore, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str
+) -> None:
+    """G4: as when Ctrl-C comes at the end of a read."""
+    run = getattr(owner, name)
+
+    def interrupted(self: Any) -> None:
+        monkeypatch.setattr(owner, name, run)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(owner, name, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        len(session)
+    assert threading.get_ident() not in gate._inside
 
 
 @pytest.mark.backends("mariadb")

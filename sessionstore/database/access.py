@@ -84,10 +84,17 @@ class Database:
         """
         return self.scopes.current
 
-    def transaction(self) -> Transaction:
+    @contextmanager
+    def transaction(self) -> Iterator[Scope]:
         """Commit all that this thread does in the block at once, or nothing."""
         hooks.gate.notice_fork()
-        return Transaction(self.connections, self.scopes)
+        transaction = Transaction(self.connections, self.scopes)
+        try:
+            with transaction as scope:
+                yield scope
+        finally:
+            # A signal's handler may have raised at the very beginning of __exit__.
+            transaction.leave()
 
     def read(self, work: Work[T]) -> T:
         """Run ``work``, which only reads, again if its connection was lost."""
@@ -129,10 +136,14 @@ class Database:
         finally:
             # A child that ``work`` forked has entered nothing.
             if pid == hooks.gate.pid:
-                if kept is not None:
-                    kept.is_busy = False
-                    kept.end_logical_transaction()
-                connections.leave()
+                try:
+                    if kept is not None:
+                        kept.is_busy = False
+                        kept.end_logical_transaction()
+                    connections.leave()
+                except BaseException:  # a signal's handler has raised
+                    connections.leave()
+                    raise
 
     def _write_once(self, work: Work[T]) -> T:
         with self.transaction() as scope:

@@ -207,15 +207,31 @@ class Transaction:
         try:
             self._end(scope, error)
         finally:
-            self._scopes.remove(scope)
-            if scope.pid == os.getpid():
-                scope.kept.is_busy = False
-                if not scope.has_ended:  # a signal's handler has raised before it did
-                    self._roll_back(scope)
-                self._connections.leave()
+            try:
+                self.leave()
+            except BaseException:  # a signal's handler has raised
+                self.leave()
+                raise
         if error is None:
             for callback in scope.after_commit:
                 callback()
+
+    def leave(self) -> None:
+        """Leave nothing of the transaction open, if the block is its outermost.
+
+        It may be called again, as a signal's handler may have raised in it.
+        """
+        if not self._is_outermost:
+            return
+        scope = self._scope
+        if scope.pid == os.getpid():
+            if not scope.has_ended:  # a signal's handler has raised before it did
+                self._roll_back(scope)
+            scope.kept.is_busy = False
+        self._scopes.remove(scope)
+        if scope.pid == os.getpid():
+            self._connections.leave()
+        self._is_outermost = False
 
     def _begin(self) -> KeptConnection:
         # An idle connection may have died with its server.  As nothing was sent on it

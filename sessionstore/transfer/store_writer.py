@@ -10,6 +10,7 @@ A row that differs is a ConflictError.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 from sqlalchemy import Table, bindparam, insert, select
@@ -17,7 +18,6 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from sessionstore.database.failures import DuplicateKeyError
 from sessionstore.database.kept import KeptConnection
-from sessionstore.database.scopes import Transaction
 from sessionstore.database.statements import Statement
 from sessionstore.errors import (
     ConflictError,
@@ -130,7 +130,7 @@ class StoreWriter:
         counter.allocator.reserve(number)
         return [counter.allocator() for _ in range(number)]
 
-    def transaction(self) -> Transaction:
+    def transaction(self) -> AbstractContextManager[object]:
         """Commit all that is written in the block at once, or nothing."""
         return self._database.transaction()
 
