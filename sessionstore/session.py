@@ -161,7 +161,8 @@ class SessionStore:
     def update(self, id_: object) -> AbstractContextManager[Any]:
         """Read an object under a lock, and save at the block's end what it changed.
 
-        An exception in the block leaves the row and the object itself as they were.
+        An exception leaves the row and the object as they were.  If the object cannot
+        be read again, as the database is away, the next call reads another one.
 
         Raises ConflictError at once if the live object has unsaved changes, or if the
         task is claimed; what ``load`` raises; and at the end what ``save`` raises.
@@ -331,9 +332,8 @@ class SessionStore:
         ``reap`` is called with each task before it is free, to end what its holder has
         left running.  If it raises, that task stays as it is until the next call, and
         the exception is raised when the other tasks are done.  A task that cannot be
-        read (G7) cannot be reaped either, and becomes STOPPED, to be looked into.  A
-        lease seen at an earlier call is not cut short if the database's clock is set
-        forward.
+        read (G7) cannot be reaped either, and becomes STOPPED.  A lease seen at an
+        earlier call is not cut short if the database's clock is set forward.
         """
         return recovery.recover(self, max_attempts=max_attempts, reap=reap)
 

@@ -6,6 +6,7 @@ import gc
 import pickle
 import re
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -539,6 +540,29 @@ def test_failed_update_takes_back_a_change_inside_a_container(
             task.words.append("b")
             raise KeyError
     assert task.words == ["a"]
+
+
+def test_update_can_be_tried_again_when_the_database_is_back(
+    session: SessionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it changed is not there any more, though it could not be read again."""
+    id_ = session.add(Task("x", n=1))
+
+    def away(*_: object) -> None:
+        raise StoreUnavailableError("away")
+
+    for in_transaction in (nullcontext(), session.transaction()):
+        with pytest.raises(StoreUnavailableError), in_transaction:
+            with session.update(id_) as task:
+                task.n += 1
+                monkeypatch.setattr(SessionStore, "refresh", away)
+                raise StoreUnavailableError("away")
+        monkeypatch.undo()
+        assert task.n == 2
+        assert session.load(id_).n == 1
+    with session.update(id_) as task:
+        task.n += 1
+    assert session.load(id_).n == 2
 
 
 def test_refused_update_leaves_the_object(

@@ -47,12 +47,9 @@ def update(session: Owner, key: int) -> Iterator[Any]:
     except BaseException:
         # Always, as a change inside a container leaves no mark.
         if task is not None and pid == os.getpid():
-            _put_back(session, task)
+            try:
+                session.refresh(task)
+            except SessionStoreError:
+                log.warning("%r could not be read again", task, exc_info=True)
+                index.objects.identities.forget(key)
         raise
-
-
-def _put_back(session: Owner, task: Persistable) -> None:
-    try:
-        session.refresh(task)
-    except SessionStoreError:
-        log.warning("%r could not be read again; refresh it", task, exc_info=True)
