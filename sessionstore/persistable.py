@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["Persistable", "is_persistable", "mark", "note", "without_bookkeeping"]
+__all__ = [
+    "NOTED",
+    "Persistable",
+    "is_persistable",
+    "mark",
+    "note",
+    "without_bookkeeping",
+]
 
 
 class Persistable:
@@ -30,9 +37,11 @@ class Persistable:
     #: The ID in the store, or None for an object that is in none.
     persistent_id: int | None = None
     _changed: bool = True
-    #: The store that gave ``persistent_id``, and the ``id()`` of the object that it was
-    #: given to: a copy has the same attributes, and is another object.
-    _origin: tuple[str, int] | None = None
+    #: The store that gave ``persistent_id``.
+    _store_name: str | None = None
+    #: The ``id()`` of the object that it was given to: a copy has the same attributes,
+    #: and is another object.
+    _noted_on: int | None = None
     #: Which revision of its job this copy was read at or written as.
     _revision: int | None = None
 
@@ -73,9 +82,8 @@ def is_persistable(obj: object) -> bool:
 
 
 #: What a store notes on an object about the object's row; never part of a payload.
-_BOOKKEEPING = frozenset(
-    {"persistent_id", "changed", "_changed", "_origin", "_revision"}
-)
+NOTED = ("persistent_id", "_store_name", "_noted_on", "_revision")
+_BOOKKEEPING = frozenset({*NOTED, "changed", "_changed"})
 
 
 def note(obj: Persistable, **bookkeeping: object) -> None:

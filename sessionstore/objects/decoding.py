@@ -11,7 +11,7 @@ from typing import Any
 from sessionstore import renaming
 from sessionstore.errors import DecodeError
 from sessionstore.objects.records import Decoded, Row, path_of
-from sessionstore.persistable import is_persistable
+from sessionstore.persistable import NOTED, is_persistable
 from sessionstore.renaming import Renaming
 from sessionstore.row_ids import not_found
 from sessionstore.serializers import Serializer
@@ -274,11 +274,7 @@ def fill(target: object, source: object) -> None:
             f"of {path_of(type(target))}"
         )
     if hasattr(source, "__dict__"):
-        kept = {
-            name: value
-            for name, value in target.__dict__.items()
-            if name in {"persistent_id", "_origin", "_revision"}
-        }
+        kept = {name: value for name, value in target.__dict__.items() if name in NOTED}
         target.__dict__.clear()
         target.__dict__.update(source.__dict__)
         target.__dict__.update(kept)

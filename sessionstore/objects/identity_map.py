@@ -17,7 +17,7 @@ from sessionstore.database.access import Database
 from sessionstore.database.scopes import Scope
 from sessionstore.objects.origin import Origin, assign_id
 from sessionstore.objects.records import Record
-from sessionstore.persistable import Persistable, mark, note
+from sessionstore.persistable import NOTED, Persistable, mark, note
 
 __all__ = ["IdentityMap", "set_unmarked"]
 
@@ -121,29 +121,20 @@ class IdentityMap:
         scope = self._database.scope
         if scope is None:
             return
-        before = [
-            (
-                obj,
-                getattr(obj, "persistent_id", None),
-                getattr(obj, "_origin", None),
-                getattr(obj, "_revision", None),
-                getattr(obj, "changed", False),
-            )
-            for obj in objects
-        ]
+        # A list for each attribute: so many tuples would have the garbage collector
+        # go through all that is alive.
+        before = [[getattr(obj, name, None) for obj in objects] for name in NOTED]
+        changed = [getattr(obj, "changed", False) for obj in objects]
 
         def restore() -> None:
-            for obj, object_id, origin, revision, changed in before:
+            for obj, was_changed, *values in zip(
+                objects, changed, *before, strict=True
+            ):
                 if isinstance(obj, Persistable):
-                    note(
-                        obj,
-                        persistent_id=object_id,
-                        _origin=origin,
-                        _revision=revision,
-                    )
-                    mark(obj, changed or obj.changed)
+                    note(obj, **dict(zip(NOTED, values, strict=True)))
+                    mark(obj, was_changed or obj.changed)
                 else:
-                    assign_id(obj, object_id)
+                    assign_id(obj, values[0])
 
         scope.undo.append(restore)
 

@@ -33,7 +33,7 @@ class Origin:
         if object_id is None:
             return None
         if isinstance(obj, Persistable):
-            is_here = obj._origin == (self._name, id(obj))
+            is_here = obj._store_name == self._name and obj._noted_on == id(obj)
         else:
             is_here = (
                 isinstance(object_id, int)
@@ -44,7 +44,9 @@ class Origin:
     def note_stored(self, obj: object, object_id: int) -> None:
         """Note on an object that it is what this store has under an ID."""
         if isinstance(obj, Persistable):
-            note(obj, persistent_id=object_id, _origin=(self._name, id(obj)))
+            note(
+                obj, persistent_id=object_id, _store_name=self._name, _noted_on=id(obj)
+            )
             mark(obj, False)
         elif hasattr(obj, "__dict__"):
             assign_id(obj, object_id)
