@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from sessionstore.persistable import Persistable
 
@@ -106,14 +107,10 @@ class Task(Persistable):
         for name, value in attributes.items():
             setattr(self, name, value)
 
-    def __getattr__(self, name: str) -> object:
-        # Only reached for attributes that are not there; it tells type checkers
-        # that a task may have any attribute.
-        raise AttributeError(
-            f"{type(self).__name__!r} object has no attribute {name!r}",
-            name=name,
-            obj=self,
-        )
+    if TYPE_CHECKING:
+        # A task may have any attribute.  Not at run time, as pickle asks each object
+        # that it reads for a __setstate__.
+        def __getattr__(self, name: str) -> object: ...
 
     @property
     def changed(self) -> bool:
