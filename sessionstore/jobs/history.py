@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -89,6 +89,11 @@ class History:
     def begin(self, kept: KeptConnection, row: dict[str, Any]) -> None:
         """Add a job's first row, as of when the job was added."""
         kept.change(self._begin, {**row, **_here()})
+
+    def begin_many(self, kept: KeptConnection, rows: Iterable[dict[str, Any]]) -> None:
+        """Add jobs' first rows; ``rows`` is read while they are sent."""
+        here = _here()
+        kept.change_many(self.insert, ({**row, **here} for row in rows))
 
     def append(
         self, kept: KeptConnection, rows: Sequence[dict[str, Any]]

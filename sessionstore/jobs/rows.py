@@ -167,9 +167,9 @@ class JobTable:
         write_id = self._witnesses.write_id(
             rows[0]["job_id"], _NEW["revision"], session_id
         )
-        kept.change_many(
-            self._insert, [{**_NEW, "write_id": write_id, **row} for row in rows]
-        )
+        # Made only as they are sent: thousands would keep the garbage collector busy.
+        whole = ({**_NEW, "write_id": write_id, **row} for row in rows)
+        kept.change_many(self._insert, whole)
         self._changes.note(session_id)
 
     def append(

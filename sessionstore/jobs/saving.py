@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from sessionstore.database.kept import KeptConnection
 from sessionstore.errors import ConflictError, EncodeError
-from sessionstore.jobs.history import clean
+from sessionstore.jobs.history import History, clean
 from sessionstore.jobs.index import Index
 from sessionstore.jobs.rows import Job, changed_meanwhile, check_holder
 from sessionstore.jobs.states import check_transition, state_from, states_from
@@ -51,7 +51,7 @@ def save_graph(
     move: Move | None = None,
     token: int | None = None,
 ) -> tuple[Sequence[int], Sequence[Mapping[str, Any]]]:
-    """Write objects with all they refer to; return their IDs and the history's rows.
+    """Write objects with all they refer to; return their IDs and the transitions' rows.
 
     With ``listed`` they become jobs of the session, else they must be in it already.
     With a ``move`` their present states are recorded as that transition.  A ``token``
@@ -80,10 +80,7 @@ def save_graph(
 def _add_one(index: Index, kept: KeptConnection, record: Record) -> None:
     """Write the job of one new object, in two statements instead of three."""
     row = _new_row(record)
-    entry = index.history.entry(
-        record.id, 1, None, record.state, None, "", row["returncode"]
-    )
-    index.append(kept, row, entry)
+    index.append(kept, row, _first_entry(row))
     note(record.obj, _revision=1)  # type: ignore[arg-type]
 
 
@@ -95,6 +92,19 @@ def _new_row(record: Record) -> dict[str, Any]:
         "state": record.state,
         "returncode": _returncode_of(record),
     }
+
+
+def _first_entry(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the history of a new job begins with."""
+    return History.entry(
+        row["job_id"],
+        1,
+        None,
+        row["state"],
+        row.get("created_at"),
+        "",
+        row["returncode"],
+    )
 
 
 def _take_in(index: Index, kept: KeptConnection, parts: Mapping[int, object]) -> None:
@@ -182,7 +192,7 @@ class _GraphWriter:
                 "updated_at": self._now,
             }
         )
-        self._enter(record, 1, None, self._now, "")
+        note(record.obj, _revision=1)  # type: ignore[arg-type]
 
     def _update(self, record: Record, job: Job, is_root: bool) -> None:
         move = self._move if is_root else None
@@ -212,31 +222,24 @@ class _GraphWriter:
             values["position"] = self._last
         revision = self._index.jobs.change(self._kept, job, token, **values)
         if is_moved:
-            info = move.info if move else ""
-            self._enter(record, revision, job.state, job.now, info)
-        else:
-            note(obj, _revision=revision)
-
-    def _enter(
-        self, record: Record, revision: int, old: str | None, at: int, info: str
-    ) -> None:
-        self._entries.append(
-            self._index.history.entry(
-                record.id,
-                revision,
-                old,
-                record.state,
-                at,
-                info,
-                _returncode_of(record),
+            self._entries.append(
+                History.entry(
+                    record.id,
+                    revision,
+                    job.state,
+                    record.state,
+                    job.now,
+                    move.info if move else "",
+                    values["returncode"],
+                )
             )
-        )
-        obj: Any = record.obj
         note(obj, _revision=revision)
 
     def finish(self) -> Sequence[Mapping[str, Any]]:
-        """Send what was gathered, and return the history's rows among it."""
+        """Send what was gathered, and return the transitions' rows among it."""
         self._index.jobs.insert(self._kept, self._new)
+        # Made only as they are sent, as the jobs' rows are.
+        self._index.history.begin_many(self._kept, map(_first_entry, self._new))
         return self._index.history.append(self._kept, self._entries)
 
 

@@ -8,9 +8,9 @@ committed.
 
 from __future__ import annotations
 
-import logging
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from sessionstore.database.access import Database
@@ -20,8 +20,6 @@ from sessionstore.objects.records import Record
 from sessionstore.persistable import NOTED, Persistable, mark, note
 
 __all__ = ["IdentityMap", "set_unmarked"]
-
-log = logging.getLogger(__name__)
 
 
 class IdentityMap:
@@ -61,7 +59,7 @@ class IdentityMap:
         if scope is not None and object_id in (noted := self._noted(scope)):
             return noted[object_id]
         obj = self._live.get(object_id)
-        return obj if self._is_here(obj, object_id) else None
+        return obj if obj is not None and self._is_here(obj, object_id) else None
 
     def live_among(self, ids: Iterable[int]) -> dict[int, Any]:
         """Return the live objects of these IDs."""
@@ -109,12 +107,12 @@ class IdentityMap:
             scope.after_commit.append(lambda: self._keep(objects))
 
     def _keep(self, objects: Mapping[int, Any]) -> None:
-        live = self._live
-        for object_id, obj in objects.items():
-            try:
-                live[object_id] = obj
-            except TypeError:  # lists and the like cannot be referred to weakly
-                log.debug("objects of %s are not cached", type(obj))
+        try:
+            self._live.update(objects)
+        except TypeError:  # lists and the like cannot be referred to weakly
+            for object_id, obj in objects.items():
+                with suppress(TypeError):
+                    self._live[object_id] = obj
 
     def undo_later(self, objects: Sequence[object]) -> None:
         """Put bookkeeping and ``changed`` marks back if the transaction fails."""

@@ -10,7 +10,7 @@ import logging
 import weakref
 from typing import Any
 
-from sessionstore.persistable import Persistable, mark, note
+from sessionstore.persistable import Persistable, mark
 
 __all__ = ["Origin", "assign_id"]
 
@@ -44,9 +44,11 @@ class Origin:
     def note_stored(self, obj: object, object_id: int) -> None:
         """Note on an object that it is what this store has under an ID."""
         if isinstance(obj, Persistable):
-            note(
-                obj, persistent_id=object_id, _store_name=self._name, _noted_on=id(obj)
-            )
+            # As note() does, which takes twice as long.
+            noted = obj.__dict__
+            noted["persistent_id"] = object_id
+            noted["_store_name"] = self._name
+            noted["_noted_on"] = id(obj)
             mark(obj, False)
         elif hasattr(obj, "__dict__"):
             assign_id(obj, object_id)

@@ -15,6 +15,9 @@ from sessionstore.warn import warn_user
 
 __all__ = ["PickleSerializer", "globals_in", "warn_of_main"]
 
+#: The opcode of a reference, from protocol 1 on.
+_BINPERSID = b"Q"
+
 
 class _Pickler(pickle.Pickler):
     persistent_id: Callable[[object], object | None]
@@ -120,9 +123,14 @@ class PickleSerializer:
         """Return the object that was pickled."""
         if self._checked is not None:
             return self._checked.loads(payload, persistent_load)
-        unpickler_class = (
-            _Unpickler if renaming.current() is None else _RenamingUnpickler
-        )
+        is_renaming = renaming.current() is not None
+        if not is_renaming and _BINPERSID not in payload:
+            try:
+                # An object that refers to no other is read faster so.
+                return pickle.loads(payload)
+            except pickle.UnpicklingError:
+                pass  # a reference of protocol 0, or no pickle
+        unpickler_class = _RenamingUnpickler if is_renaming else _Unpickler
         unpickler = unpickler_class(io.BytesIO(payload))
         unpickler.persistent_load = persistent_load
         try:
