@@ -5,7 +5,8 @@ An archive is a gzip file (RFC 1952).  Unpacked, it is:
 1.  One line of JSON, the header: ``format`` is "sessionstore archive" and ``version``
     is 1; ``columns`` lists the user's own columns, each as name, type and the type's
     arguments; ``sessions`` lists the sessions, each as name, created_at, finished_at;
-    ``job`` and ``entry`` name the values of a job and of a history entry.
+    ``largest_id`` is the largest ID that was ever given out, null for none; ``job`` and
+    ``entry`` name the values of a job and of a history entry.
 2.  For each object, in the order of their IDs, one line of JSON, the payload, and a
     newline.  The line is a list: ID, state, the payload's length in bytes (null where
     there is none), the values of the user's own columns, the job (null where there is
@@ -100,6 +101,7 @@ def _header(source: Source) -> dict[str, object]:
         "version": VERSION,
         "columns": [specification(*column) for column in source.columns.items()],
         "sessions": source.sessions,
+        "largest_id": source.largest,
         "job": JOB_COLUMNS,
         "entry": ENTRY_COLUMNS,
     }
@@ -150,17 +152,20 @@ class ArchiveReader:
         self.columns: Columns = {}
         self.sessions: Sequence[SessionItem] = ()
         self.count = 0
-        self.largest: int | None = None
+        self._largest_given: int | None = None
         self.digest = ""
         self._path = path
         self._rename = rename
+        last: int | None = None
         for item in self._items():
-            if self.largest is not None and item.id <= self.largest:
+            if last is not None and item.id <= last:
                 raise self._damaged(f"object {item.id} is out of order")
-            self.largest = item.id
+            last = item.id
             self.count += 1
             if self.count % 1000 == 0:
                 tell(self.count)
+        ids = (last, self._largest_given)
+        self.largest = max((i for i in ids if i is not None), default=None)
         if rename is not None and len(self.sessions) != 1:
             raise ConfigurationError(
                 f"{path} has {len(self.sessions)} sessions, and one alone can be given "
@@ -231,12 +236,13 @@ class ArchiveReader:
             SessionItem(check_name(self._renamed(name)), int(created_at), finished_at)
             for name, created_at, finished_at in header["sessions"]
         ]
+        largest = header["largest_id"]
+        self._largest_given = None if largest is None else _checked_id(largest)
         return header
 
     def _item(self, fields: Sequence[Any], file: _Digesting, columns: int) -> Item:
         id_, state, size, extra, job, history = fields
-        if type(id_) is not int or not fits(id_):
-            raise ValueError(f"the ID {id_!r}")
+        _checked_id(id_)
         if size is not None and not 0 <= size < MOST:
             raise ValueError(f"object {id_} of {size!r} bytes")
         payload = file.payload(size or 0)
@@ -259,6 +265,12 @@ class ArchiveReader:
             f"{self._path} is damaged or was cut short{where} ({what}); nothing more "
             "was changed: make it anew"
         )
+
+
+def _checked_id(id_: object) -> int:
+    if type(id_) is not int or not fits(id_):
+        raise ValueError(f"the ID {id_!r}")
+    return id_
 
 
 class _Digesting:

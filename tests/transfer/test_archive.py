@@ -214,6 +214,7 @@ def test_hostile_lines_are_refused(
         "version": 1,
         "columns": [],
         "sessions": [],
+        "largest_id": None,
         "job": JOB_COLUMNS,
         "entry": ENTRY_COLUMNS,
     }
@@ -236,6 +237,18 @@ def test_archive_and_copy_have_the_same_digest(
     """So that a store can be held against an archive that was made of it."""
     copied = copy(source_url, target_url, verify=True)
     assert copied.digest == ArchiveReader(archive).digest
+
+
+def test_ids_of_what_was_removed_are_not_given_again(
+    source_url: str, target_url: str, tmp_path: Path
+) -> None:
+    """Also where all that is left of the store is its archive (G5)."""
+    source = SessionStore(source_url)
+    gone = source.add(Task("gone"))
+    source.remove(gone)
+    export(source_url, tmp_path / "archive")
+    import_archive(tmp_path / "archive", target_url)
+    assert SessionStore(target_url).add(Task("new")) > gone
 
 
 def test_interrupted_export_leaves_no_file_of_that_name(
