@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import select
 import socket
 import threading
@@ -9,6 +10,9 @@ from contextlib import suppress
 from enum import Enum
 
 from sqlalchemy.engine import make_url
+
+#: Not MySQL's AUTOCOMMIT and READ COMMITTED, which begin each connection.
+COMMIT = re.compile(rb"(?<!AUTO)COMMIT(?!TED)")
 
 
 class Loss(Enum):
@@ -79,7 +83,7 @@ class Proxy:
                         return
                     if source is server:
                         client.sendall(said)
-                    elif self.loss is not None and b"COMMIT" in said:
+                    elif self.loss is not None and COMMIT.search(said):
                         self._lose(said, server)
                         return
                     else:
