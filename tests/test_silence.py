@@ -18,6 +18,8 @@ from sessionstore.transfer.store_reader import reading
 from tests import servers
 
 BUSY = 1
+#: Fails only when something hangs.
+BOUND = 30
 SLEEP = {"postgresql": "SELECT pg_sleep({})", "mariadb": "SELECT sleep({})"}
 DRIVERS = {
     "postgresql+psycopg": "postgresql",
@@ -79,6 +81,24 @@ def test_what_the_user_chose_stays(
     assert connect_options(name, BUSY)["connect_timeout"] == CONNECT
     monkeypatch.setenv("PGCONNECT_TIMEOUT", "60")
     assert "connect_timeout" not in connect_options(name, BUSY)
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_who_takes_a_connection_and_says_nothing_is_given_up(driver: str) -> None:
+    """As a proxy without a server does, or a host that is cut off just then."""
+    if driver == "mysql+mysqldb":
+        pytest.importorskip("MySQLdb")
+    with socket.create_server(("127.0.0.1", 0)) as mute, ThreadPoolExecutor(1) as pool:
+        url = f"{driver}://tester@127.0.0.1:{mute.getsockname()[1]}/none"
+        # libpq would have no less than 2.
+        options = {"connect_args": {"connect_timeout": 2}}
+        store = SqlStore(url, engine_options=options)
+        saving = pool.submit(store.save, Persistable())
+        try:
+            with pytest.raises(StoreUnavailableError, match="cannot be reached"):
+                saving.result(BOUND)
+        finally:
+            mute.close()  # which ends what is still waiting
 
 
 @pytest.mark.backends("postgresql", "mariadb")

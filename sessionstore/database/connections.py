@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -20,13 +21,20 @@ from sqlalchemy.exc import ArgumentError
 from sqlalchemy.pool import NullPool, StaticPool
 
 from sessionstore.database import dialects, silence
-from sessionstore.database.failures import translated
+from sessionstore.database.failures import ConnectionLostError, translated
 from sessionstore.database.kept import KeptConnection
-from sessionstore.errors import ConfigurationError, SessionStoreError
+from sessionstore.errors import (
+    ConfigurationError,
+    SessionStoreError,
+    StoreUnavailableError,
+)
 from sessionstore.fork import hooks
 from sessionstore.fork.guard import Guard, is_in_memory
 
 __all__ = ["Connections"]
+
+#: Seconds that a login takes at most if it is cut off, and not waited for in vain.
+MOMENT = 1
 
 
 class _ThreadState(threading.local):
@@ -216,11 +224,20 @@ class Connections:
 
     def open(self) -> KeptConnection:
         """Return a new connection, which is the caller's to close."""
+        began_at = time.monotonic()
         try:
             with translated(self.url, self.settings):
                 kept = KeptConnection(
                     self.engine.connect(), self.settings, self.url, self._options
                 )
+        except ConnectionLostError as error:
+            # A login that is cut off is tried again; to wait once more is of no use.
+            if time.monotonic() - began_at < MOMENT:
+                raise
+            raise StoreUnavailableError(
+                f"{self.url!r} cannot be reached: it took the connection and said no "
+                "more; check that the server runs there"
+            ) from error.__cause__
         except SessionStoreError:
             raise
         except (OSError, RuntimeError, TypeError, ValueError) as error:

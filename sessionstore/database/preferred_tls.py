@@ -1,4 +1,4 @@
-"""PyMySQL's connections, with one TLS context for all of them.
+"""PyMySQL's connections, with one TLS context for all of them, and a bound for a login.
 
 Where nothing is said about TLS, PyMySQL 1.2 uses it if the server has it, without
 verifying anything.  For that it makes a context at each connect, and loads the system's
@@ -41,5 +41,16 @@ def _class() -> type[Any]:
             if WithOneContext.context is None:
                 WithOneContext.context = super()._create_ssl_ctx(sslp)
             return WithOneContext.context
+
+        # PyMySQL's connect_timeout is for TCP alone.  Whoever takes a connection and
+        # then says nothing, as a host that is cut off just then, or a proxy without a
+        # server behind it, would be waited for without an end.
+        def connect(self, sock: Any = None) -> None:
+            chosen = getattr(self, "_read_timeout", None)
+            self._read_timeout = chosen or self.connect_timeout
+            try:
+                super().connect(sock)
+            finally:
+                self._read_timeout = chosen
 
     return WithOneContext
