@@ -5,8 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pytest
+from sqlalchemy import make_url
 
-from sessionstore import SessionStore, State, StoreError, StoreUnavailableError, Task
+from sessionstore import (
+    SessionStore,
+    SqlStore,
+    State,
+    StoreError,
+    StoreUnavailableError,
+    Task,
+)
 from sessionstore.database.scopes import Scope
 from sessionstore.jobs.changes import Changes
 from tests.test_claims import end_lease, states
@@ -183,6 +191,81 @@ def test_outcome_is_unknown_if_the_server_stays_away(
         session.transition(id_, State.SUBMITTED)
     assert caught.value.outcome_unknown
     assert task.execution.state is State.NEW
+
+
+@LOSSES
+def test_doubt_stays_if_the_repetition_fails(
+    session: SessionStore, proxy: Proxy, loss: Loss
+) -> None:
+    """G2: the second try was certainly in vain, and nobody knows of the first."""
+    id_ = session.add(Task())
+    [claim] = session.claim()
+    expires_at = claim.lease_expires_at
+    writes: list[Callable[[], object]] = [
+        session.finish,
+        claim.renew,
+        lambda: session.request(id_, "hold"),
+        lambda: SessionStore(session.store, "two"),
+        SessionStore(session.store, "three").destroy,
+    ]
+    for number, write in enumerate(writes, 1):
+        proxy.refusals = 1
+        proxy.loss = loss
+        with pytest.raises(StoreUnavailableError, match="may have happened") as caught:
+            write()
+        assert proxy.lost == number
+        assert caught.value.outcome_unknown
+        proxy.refusals = 0
+        write()
+    assert claim.lease_expires_at > expires_at
+
+
+def test_block_of_ids_leaves_no_doubt(
+    session: SessionStore,
+    other: SessionStore,
+    proxy: Proxy,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """G2: the answers lost were about the block, and nothing of the object was sent."""
+    connections = session._index.database.connections
+    opened = connections.open
+
+    def open_and_lose() -> object:
+        kept = opened()
+        proxy.loss = Loss.ANSWER
+        return kept
+
+    monkeypatch.setattr(connections, "open", open_and_lose)
+    session.close()
+    task = Task()
+    with pytest.raises(StoreUnavailableError) as caught:
+        session.add(task)
+    assert proxy.lost == 2
+    assert not caught.value.outcome_unknown
+    assert "may have happened" not in str(caught.value)
+    monkeypatch.undo()
+    proxy.loss = None
+    assert [session.add(task)] == [*other.ids()] == [*other.store.list()]
+
+
+def test_login_that_is_cut_off_leaves_no_doubt(
+    database_url: str, backend: str, proxy: Proxy
+) -> None:
+    """G2: nothing was sent yet, whatever the driver calls it."""
+    others = {"postgresql": "postgresql+psycopg2", "mariadb": "mysql+pymysql"}
+    url = make_url(proxy.url).set(drivername=others[backend])
+    store, task = SqlStore(url), Task()
+    store.save(Task())
+    store.close()
+    proxy.refusals = 1000
+    proxy.cut()
+    with pytest.raises(StoreUnavailableError) as caught:
+        store.save(task)
+    assert not caught.value.outcome_unknown
+    proxy.refusals = 0
+    proxy.cut()
+    store.save(task)
+    assert len(store) == 2
 
 
 def test_write_that_was_written_over_is_not_repeated(

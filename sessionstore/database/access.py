@@ -28,7 +28,7 @@ from sessionstore.database.failures import (
 )
 from sessionstore.database.kept import KeptConnection
 from sessionstore.database.scopes import Scope, Scopes, Transaction
-from sessionstore.errors import SessionStoreError, StoreError
+from sessionstore.errors import SessionStoreError, StoreError, StoreUnavailableError
 from sessionstore.fork import hooks
 
 __all__ = ["Database"]
@@ -154,28 +154,46 @@ class Database:
         # before anything is sent on it: only BEGIN can safely be sent twice.
         if self.settings.concurrent_writers and self.connections.may_be_dead():
             return self._write_once(work)
+        is_connected = False
+
+        def send(kept: KeptConnection) -> T:
+            nonlocal is_connected
+            is_connected = True
+            return work(kept)
+
         try:
-            return self._without_begin(work)
+            return self._without_begin(send)
         except ConnectionLostError as error:
+            # Some drivers call it that too if a login is cut off.
+            if not is_connected:
+                raise
             raise unanswered(error) from error.__cause__
 
     def _again(
         self, run: Callable[[Work[T]], T], work: Work[T], is_repeatable: bool = False
     ) -> T:
         lost = aborted = 0
+        in_doubt = False
         while True:
             try:
                 return run(work)
-            except ConnectionLostError as error:
-                lost += 1
-                if lost == 2 or (error.outcome_unknown and not is_repeatable):
+            except StoreUnavailableError as error:
+                in_doubt = in_doubt or error.outcome_unknown
+                if isinstance(error, ConnectionLostError):
+                    lost += 1
+                    goes_on = lost < 2 and (is_repeatable or not error.outcome_unknown)
+                else:
+                    aborted += 1
+                    is_aborted = isinstance(error, TransactionAbortedError)
+                    goes_on = is_aborted and aborted < ATTEMPTS
+                if not goes_on:
+                    if in_doubt and not error.outcome_unknown:
+                        # This try was in vain, but an earlier one's commit was sent.
+                        raise unanswered(error) from error.__cause__
                     raise
-            except TransactionAbortedError:
-                aborted += 1
-                if aborted == ATTEMPTS:
-                    raise
-                # Two that collided must not collide again in step.
-                time.sleep(random.uniform(0, 0.01 * 2**aborted))
+                if aborted:
+                    # Two that collided must not collide again in step.
+                    time.sleep(random.uniform(0, 0.01 * 2**aborted))
 
     def translated(self) -> AbstractContextManager[None]:
         """Turn what SQLAlchemy raises in the block into this package's errors."""

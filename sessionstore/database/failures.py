@@ -22,6 +22,7 @@ __all__ = [
     "ConnectionLostError",
     "DuplicateKeyError",
     "TransactionAbortedError",
+    "ahead_of_write",
     "failure",
     "lost_in_transaction",
     "of_sqlalchemy",
@@ -73,11 +74,27 @@ def lost_in_transaction(url: URL) -> ConnectionLostError:
     )
 
 
+_MAY_HAVE_HAPPENED = "; the commit may have happened"
+
+
 def unanswered(error: StoreError) -> ConnectionLostError:
     """Return the error for a commit that may or may not have happened."""
-    return ConnectionLostError(
-        f"{error}; the commit may have happened", outcome_unknown=True
-    )
+    return ConnectionLostError(f"{error}{_MAY_HAVE_HAPPENED}", outcome_unknown=True)
+
+
+@contextmanager
+def ahead_of_write() -> Iterator[None]:
+    """Commit in the block what a caller's write needs, and nothing of that write.
+
+    Whether that commit happened is not what ``outcome_unknown`` tells the caller.
+    """
+    try:
+        yield
+    except StoreUnavailableError as error:
+        if not error.outcome_unknown:
+            raise
+        said = str(error).removesuffix(_MAY_HAVE_HAPPENED)
+        raise ConnectionLostError(said) from error.__cause__
 
 
 def failure(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 
 from sessionstore.database.access import Database
+from sessionstore.database.failures import ahead_of_write
 from sessionstore.database.kept import KeptConnection
 from sessionstore.errors import SchemaError, StoreError
 from sessionstore.ids import Allocator
@@ -41,9 +42,10 @@ class IdCounter:
         if scope is None:
             # Repeatable: if the commit is not answered, no number of that block is ever
             # used.
-            return self._database.write(
-                lambda kept: self._take(kept, n), is_repeatable=True
-            )
+            with ahead_of_write():
+                return self._database.write(
+                    lambda kept: self._take(kept, n), is_repeatable=True
+                )
         if self._uncommitted() is not None:
             return self._take(scope.kept, n)
         # On the transaction's own connection the counter's row would stay locked

@@ -13,7 +13,7 @@ from sqlalchemy import bindparam, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from sessionstore.database.access import Database
-from sessionstore.database.failures import DuplicateKeyError
+from sessionstore.database.failures import DuplicateKeyError, ahead_of_write
 from sessionstore.database.kept import KeptConnection
 from sessionstore.database.statements import Statement
 from sessionstore.errors import (
@@ -98,6 +98,7 @@ class ObjectTable:
         )
         if not is_complete:
             with (
+                ahead_of_write(),
                 self.database.setup_lock(self.schema.lock_name),
                 self.database.transaction() as scope,
                 self.database.translated(),
