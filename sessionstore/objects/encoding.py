@@ -38,6 +38,7 @@ def encode(
     """
     todo: list[object] = []
     met: dict[int, int] = {}  # the IDs, by id(obj)
+    new: set[int] = set()  # the id() of those that are in no store yet
 
     def meet(obj: object) -> int:
         object_id = met.get(id(obj))
@@ -45,6 +46,7 @@ def encode(
             object_id = known_id(obj)
             if object_id is None:
                 object_id = new_id(obj)
+                new.add(id(obj))
             met[id(obj)] = object_id
             todo.append(obj)
         return object_id
@@ -74,7 +76,7 @@ def encode(
                 raise
             except Exception as error:
                 raise _not_encoded(obj, object_id, error) from error
-            is_new = known_id(obj) is None
+            is_new = id(obj) in new
             if number < number_of_roots or is_new or getattr(obj, "changed", False):
                 records.append(Record(obj, object_id, is_new, payload, state_of(obj)))
             else:

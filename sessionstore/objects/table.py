@@ -214,18 +214,20 @@ class ObjectTable:
     def _insert(self, kept: KeptConnection, records: Sequence[Record]) -> None:
         # Made only as they are sent, as a long list would keep the garbage collector
         # busy.
-        rows = ({**self._values(record), "id": int(record.id)} for record in records)
+        rows = (self._row(record, "id", record.id) for record in records)
         kept.change_many(self.schema.insert, rows)
 
     def _update(self, kept: KeptConnection, object_id: int, record: Record) -> bool:
         """Rewrite a row; say whether there is one."""
-        row = self._values(record)
-        row["object_id"] = int(object_id)
+        row = self._row(record, "object_id", object_id)
         return kept.change(self.schema.update, row) == 1
 
-    def _values(self, record: Record) -> dict[str, Any]:
-        extra = self.schema.extra.values(record.obj)
-        return {"data": record.payload, "state": record.state, **extra}
+    def _row(self, record: Record, id_name: str, object_id: int) -> dict[str, Any]:
+        """Return the parameters that write a record."""
+        row = self.schema.extra.values(record.obj)
+        row[id_name] = int(object_id)
+        row["data"], row["state"] = record.payload, record.state
+        return row
 
     def _refuse(self, records: Sequence[Record], error: Exception) -> NoReturn:
         """Raise what it means that records could not be written."""

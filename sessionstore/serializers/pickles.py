@@ -31,12 +31,7 @@ class _LonePickler(pickle.Pickler):
     # ``persistent_id`` is called for each part, down to every number and string, and
     # this for instances of classes only.  For the many objects that refer to no other,
     # that saves a quarter of the time.
-    refer: Callable[[object], object | None]
-
-    def reducer_override(self, obj: object) -> Any:
-        if self.refer(obj) is not None:
-            raise _ReferenceError
-        return NotImplemented
+    reducer_override: Callable[[object], Any]
 
 
 class _Unpickler(pickle.Unpickler):
@@ -107,9 +102,14 @@ class PickleSerializer:
     def _dumps(
         self, obj: object, persistent_id: Callable[[object], object | None]
     ) -> bytes:
+        def refuse_reference(part: object) -> Any:
+            if persistent_id(part) is not None:
+                raise _ReferenceError
+            return NotImplemented
+
         buffer = io.BytesIO()
         lone = _LonePickler(buffer, self._protocol)
-        lone.refer = persistent_id
+        lone.reducer_override = refuse_reference
         try:
             lone.dump(obj)
         except _ReferenceError:
