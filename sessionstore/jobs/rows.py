@@ -159,17 +159,25 @@ class JobTable:
         row = kept.row(self._lock_free, {"id": job_id})
         return None if row is None else Job(*row)
 
-    def insert(self, kept: KeptConnection, rows: Sequence[dict[str, Any]]) -> None:
-        """Add rows; what they do not name is as in a new job."""
-        if not rows:
-            return
-        session_id = rows[0]["session_id"]
-        write_id = self._witnesses.write_id(
-            rows[0]["job_id"], _NEW["revision"], session_id
-        )
+    def insert(
+        self,
+        kept: KeptConnection,
+        session_id: int,
+        now: int,
+        rows: Sequence[dict[str, Any]],
+    ) -> None:
+        """Add rows to a session; what they do not name is as in a new job."""
+        common = {
+            **_NEW,
+            "session_id": session_id,
+            "created_at": now,
+            "updated_at": now,
+            "write_id": self._witnesses.write_id(
+                rows[0]["job_id"], _NEW["revision"], session_id
+            ),
+        }
         # Made only as they are sent: thousands would keep the garbage collector busy.
-        whole = ({**_NEW, "write_id": write_id, **row} for row in rows)
-        kept.change_many(self._insert, whole)
+        kept.change_many(self._insert, (common | row for row in rows))
         self._changes.note(session_id)
 
     def append(

@@ -80,7 +80,7 @@ def save_graph(
 def _add_one(index: Index, kept: KeptConnection, record: Record) -> None:
     """Write the job of one new object, in two statements instead of three."""
     row = _new_row(record)
-    index.append(kept, row, _first_entry(row))
+    index.append(kept, row, _first_entry(row, None))
     note(record.obj, _revision=1)  # type: ignore[arg-type]
 
 
@@ -94,16 +94,10 @@ def _new_row(record: Record) -> dict[str, Any]:
     }
 
 
-def _first_entry(row: Mapping[str, Any]) -> dict[str, Any]:
+def _first_entry(row: Mapping[str, Any], at: int | None) -> dict[str, Any]:
     """Return what the history of a new job begins with."""
     return History.entry(
-        row["job_id"],
-        1,
-        None,
-        row["state"],
-        row.get("created_at"),
-        "",
-        row["returncode"],
+        row["job_id"], 1, None, row["state"], at, "", row["returncode"]
     )
 
 
@@ -183,15 +177,9 @@ class _GraphWriter:
         self._begin_to_add()
         if listed:
             self._last += 1
-        self._new.append(
-            {
-                **_new_row(record),
-                "session_id": self._index.id,
-                "position": self._last if listed else None,
-                "created_at": self._now,
-                "updated_at": self._now,
-            }
-        )
+        row = _new_row(record)
+        row["position"] = self._last if listed else None
+        self._new.append(row)
         note(record.obj, _revision=1)  # type: ignore[arg-type]
 
     def _update(self, record: Record, job: Job, is_root: bool) -> None:
@@ -237,10 +225,13 @@ class _GraphWriter:
 
     def finish(self) -> Sequence[Mapping[str, Any]]:
         """Send what was gathered, and return the transitions' rows among it."""
-        self._index.jobs.insert(self._kept, self._new)
-        # Made only as they are sent, as the jobs' rows are.
-        self._index.history.begin_many(self._kept, map(_first_entry, self._new))
-        return self._index.history.append(self._kept, self._entries)
+        index, kept, now = self._index, self._kept, self._now
+        if self._new:
+            index.jobs.insert(kept, index.id, now, self._new)
+            # Made only as they are sent, as the jobs' rows are.
+            entries = (_first_entry(row, now) for row in self._new)
+            index.history.begin_many(kept, entries)
+        return index.history.append(kept, self._entries)
 
 
 def check_expected(job: Job, expect: Collection[State] | None) -> None:
