@@ -78,6 +78,8 @@ class Ending:
     claim: Claim
     why: str
     is_cancelled: bool = False
+    #: Whether there was a worker; if not, it was no attempt.
+    was_tried: bool = True
 
 
 class WorkerPool:
@@ -285,7 +287,9 @@ class WorkerPool:
             if ending.is_cancelled:
                 is_news = recording.cancel(self._session, claim)
             else:
-                is_news = recording.give_back(self._session, claim, ending.why)
+                is_news = recording.give_back(
+                    self._session, claim, ending.why, was_tried=ending.was_tried
+                )
             if is_news:
                 log.warning("task %d: %s", claim.id, ending.why)
         except LeaseLostError as error:
@@ -352,7 +356,7 @@ class WorkerPool:
                 self._fork(worker)
             except OSError as error:
                 why = f"no worker could be forked: {error}"
-                self._endings.append(Ending(claim, why))
+                self._endings.append(Ending(claim, why, was_tried=False))
                 raise
         return bool(claims)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import signal
 from dataclasses import replace
 
+from sessionstore.database.kept import KeptConnection
 from sessionstore.jobs.claims import Claim
 from sessionstore.jobs.rows import Job, check_holder
 from sessionstore.session import SessionStore
@@ -35,10 +36,12 @@ def settle(session: SessionStore, claim: Claim) -> bool:
     return True
 
 
-def give_back(session: SessionStore, claim: Claim, why: str) -> bool:
+def give_back(
+    session: SessionStore, claim: Claim, why: str, *, was_tried: bool = True
+) -> bool:
     """Record that the work has failed: the task is UNKNOWN, to be tried again.
 
-    One that is held stays STOPPED.
+    One that is held stays STOPPED.  Work that was not even tried is no attempt.
     """
     # What the failed work has left in the object must not be saved.
     untouched = replace(claim, _task=None)
@@ -55,6 +58,8 @@ def give_back(session: SessionStore, claim: Claim, why: str) -> bool:
             # A release leaves these as they are, without a word in the history.
             untouched.transition(State.UNKNOWN, info=why)
         untouched.release(why)
+        if not was_tried:
+            _uncount(session, claim)
     return True
 
 
@@ -70,6 +75,18 @@ def cancel(session: SessionStore, claim: Claim) -> bool:
         killed = int(signal.SIGKILL)
         claim.transition(State.TERMINATED, info="cancelled", returncode=killed)
     return True
+
+
+def _uncount(session: SessionStore, claim: Claim) -> None:
+    """Take back that a claim was an attempt."""
+    index = session._index
+
+    def work(kept: KeptConnection) -> None:
+        job = index.job(kept, claim.id)
+        revision = index.jobs.put(kept, job, attempts=claim.attempts - 1)
+        index.objects.identities.follow(claim.id, job.revision, revision)
+
+    index.database.write(work)
 
 
 def _job(session: SessionStore, claim: Claim) -> Job | None:

@@ -400,6 +400,25 @@ def test_task_whose_worker_cannot_be_forked_is_given_back(
     assert session.load(id_).result == 4
 
 
+def test_fork_that_fails_is_no_attempt(
+    session: SessionStore, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A host without room for a process does not use up all tasks' attempts."""
+    ids = session.add_many([Task("", n=n) for n in range(3)])
+    pool = make_pool(square, max_attempts=1)
+
+    def fork() -> int:
+        raise BlockingIOError("too many processes")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fork", fork)
+        for _ in range(4):
+            with pytest.raises(BlockingIOError):
+                pool.step()
+    run(pool, session)
+    assert [session.load(id_).result for id_ in ids] == [0, 1, 4]
+
+
 @pytest.mark.backends("sqlite")
 def test_worker_that_somebody_else_has_reaped(
     session: SessionStore, make_pool: MakePool, start_forked: Callable[..., Child]
