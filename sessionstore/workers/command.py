@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -15,10 +18,25 @@ from sessionstore.jobs.claims import Claim
 from sessionstore.session import SessionStore
 from sessionstore.task import State
 from sessionstore.workers import assignment
-from sessionstore.workers.patience import patiently
+from sessionstore.workers.patience import LONGEST_PAUSE, PAUSE, patiently
 
 __all__ = ["cannot_run", "how_it_ended", "run_command"]
 
+log = logging.getLogger(__name__)
+
+#: What passes: there is no process, memory, descriptor or space left just now, or the
+#: program's file is being written.
+PASSING = frozenset(
+    {
+        errno.EAGAIN,
+        errno.ENOMEM,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.ETXTBSY,
+    }
+)
 #: The exit code of shells for what they cannot run, as os.wait() gives it.
 CANNOT_RUN = 127 << 8
 
@@ -36,6 +54,8 @@ def run_command(
     and TERMINATED, with its status, when it has ended; both wait for a database that
     is away.  One that cannot be run, as there is no such program, or as ``command`` is
     no list of strings, ends with the exit code 127, and the reason in its history.
+    While the host has no process, memory, descriptor or disk space left for it, it
+    waits.
 
     The command has the worker's process group to itself, so that requests to cancel and
     to hold it hit all of its processes and nobody else.  It reads /dev/null.  What it
@@ -106,17 +126,7 @@ def _run(
 ) -> tuple[int, str]:
     """Run a command, and return its status and that in words."""
     try:
-        with ExitStack() as files:
-            file = None
-            if output is not None:
-                file = files.enter_context(open(output, "ab"))
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=file,
-                env=environment,
-            )
+        process = _start(command, output, environment)
         # Now only the command is in the group, so that stopping or ending it does not
         # hit us while we write to the database.  (If the pool is dead, we have to stay
         # in it.)
@@ -126,3 +136,31 @@ def _run(
     except (OSError, ValueError) as error:
         return CANNOT_RUN, f"cannot be run: {error}"
     return (code << 8 if code >= 0 else -code), how_it_ended(code)
+
+
+def _start(
+    command: list[str],
+    output: str | Path | None,
+    environment: Mapping[str, str] | None,
+) -> subprocess.Popen[bytes]:
+    """Start a command, as soon as the host has room for it."""
+    pause = PAUSE
+    while True:
+        try:
+            with ExitStack() as files:
+                file = None
+                if output is not None:
+                    file = files.enter_context(open(output, "ab"))
+                return subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=file,
+                    stderr=file,
+                    env=environment,
+                )
+        except OSError as error:
+            if error.errno not in PASSING:
+                raise
+            log.warning("waiting to start %s: %s", command[0], error)
+            time.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -65,6 +68,29 @@ def test_command_that_fails_says_how(
     last = session.history(id_)[-1]
     assert last.returncode == session.load(id_).execution.returncode == status
     assert last.info.startswith(info)
+
+
+@pytest.mark.backends("sqlite")
+@pytest.mark.parametrize("code", [errno.EAGAIN, errno.EMFILE, errno.ENOSPC])
+def test_command_waits_for_a_host_that_has_no_room_for_it(
+    session: SessionStore,
+    make_pool: MakePool,
+    monkeypatch: pytest.MonkeyPatch,
+    code: int,
+) -> None:
+    """A moment without a process, a descriptor or space ends no task, unrun."""
+    id_ = session.add(Task("", command=["sh", "-c", "exit 3"]))
+    start, failures = subprocess.Popen, iter([OSError(code, os.strerror(code))] * 2)
+
+    def start_later(*arguments: Any, **keywords: Any) -> subprocess.Popen[bytes]:
+        for error in failures:
+            raise error
+        return start(*arguments, **keywords)
+
+    monkeypatch.setattr(subprocess, "Popen", start_later)
+    pool = make_pool(lambda c: run_command(c, c.task.command), max_attempts=1)
+    run(pool, session)
+    assert session.history(id_)[-1].info == "exited with 3"
 
 
 @pytest.mark.backends("sqlite")
