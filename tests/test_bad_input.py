@@ -30,6 +30,7 @@ from sessionstore import (
     Task,
     Url,
 )
+from tests import servers
 
 
 def test_unreachable_server_is_named_without_the_password() -> None:
@@ -214,6 +215,28 @@ def test_refused_connection_is_no_matter_of_time(
         SqlStore(make_url(database_url).set(**wrong)).save(Task())
     assert not caught.value.retryable
     assert "s3cret" not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.backends("postgresql")
+@pytest.mark.parametrize("may_log_in", [True, False])
+def test_role_that_is_not_let_in_is_no_matter_of_time(
+    database_url: str, may_log_in: bool
+) -> None:
+    """A ConfigurationError too: libpq tells no SQLSTATE of these."""
+    url = make_url(database_url)
+    role = f"stranger_{url.database}_{int(may_log_in)}"
+    login = "LOGIN" if may_log_in else "NOLOGIN"
+    servers.execute(
+        database_url,
+        f"REVOKE CONNECT ON DATABASE {url.database} FROM PUBLIC",
+        f"CREATE ROLE {role} {login} PASSWORD 's3cret'",
+    )
+    try:
+        stranger = url.set(username=role, password="s3cret")
+        with pytest.raises(ConfigurationError, match="credentials"):
+            SqlStore(stranger).save(Task())
+    finally:
+        servers.execute(database_url, f"DROP ROLE {role}")
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ from sessionstore.database import scopes
 from sessionstore.database.connections import Connections
 from sessionstore.database.kept import KeptConnection
 from sessionstore.fork.hooks import gate
+from tests.servers import MYSQLD
 
 COUNT = {
     "postgresql": (
@@ -210,6 +211,33 @@ def test_lost_connection_under_a_statement_of_ones_own(database_url, server) -> 
     assert task.persistent_id is None
     session.add(task)
     assert len(session) == 1
+
+
+@pytest.mark.backends("postgresql", "mariadb")
+def test_statement_that_the_server_ends_can_be_retried(database_url, server) -> None:
+    """G2: a limit of the server's, or an administrator, is no reason to give up."""
+    if MYSQLD and server.engine.dialect.name == "mysql":
+        pytest.skip("MySQL limits no statement that locks rows")
+    limit = {
+        "postgresql": "SET statement_timeout = 100",
+        "mysql": "SET max_statement_time = 0.1",
+    }[server.engine.dialect.name]
+    session = SessionStore(database_url)
+    id_ = session.add(Task(""))
+
+    def limited() -> None:
+        with session.transaction() as connection:
+            connection.execute(text(limit))
+            session.transition(id_, State.SUBMITTED)
+
+    engine = create_engine(database_url)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE store_job SET name = 'locked'"))
+        with pytest.raises(StoreUnavailableError, match="has ended a statement"):
+            limited()
+    engine.dispose()
+    assert [entry.to_state for entry in session.history(id_)] == [State.NEW]
+    session.transition(id_, State.SUBMITTED)
 
 
 def test_concurrent_transitions_have_one_winner(database_url, start_forked) -> None:

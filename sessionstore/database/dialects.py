@@ -95,6 +95,8 @@ class Settings(NamedTuple):
     busy_codes: frozenset[object] = frozenset()
     #: Those of them after which the statement is tried again, for busy_timeout at most.
     turn_codes: frozenset[object] = frozenset()
+    #: The server has ended the statement: by a limit of time, or an administrator did.
+    stopped_codes: frozenset[object] = frozenset()
     full_codes: frozenset[object] = frozenset()
     missing_codes: frozenset[object] = frozenset()
     unusable_codes: frozenset[object] = frozenset()
@@ -208,8 +210,10 @@ _POSTGRESQL = Settings(
     refusals=re.compile(
         "authentication failed|no password supplied|no pg_hba.conf entry"
         '|(role|database) ".*" does not exist|does not support SSL'
+        "|permission denied for database|is not permitted to log in"
     ),
     busy_codes=frozenset({"55P03", "53300", "57P03"}),
+    stopped_codes=frozenset({"57014"}),
     full_codes=frozenset({"53100", "53200"}),
     missing_codes=frozenset({"42P01", "42703"}),
     unusable_codes=frozenset({"28P01", "28000", "3D000", "42501", "25006"}),
@@ -232,10 +236,11 @@ _MYSQL = Settings(
     telling=Telling.COUNTER,
     names_index=True,
     deadlock_codes=frozenset({1213, 1020}),
-    busy_codes=frozenset({1205, 1040}),
+    busy_codes=frozenset({1205, 1040, 1203, 1226}),
+    stopped_codes=frozenset({1317, 1969, 3024, 1053}),
     full_codes=frozenset({1114, 1021}),
     missing_codes=frozenset({1146, 1054}),
-    unusable_codes=frozenset({1044, 1045, 1049, 1142, 1290}),
+    unusable_codes=frozenset({1044, 1045, 1049, 1142, 1290, 1698, 1792, 1836}),
     too_large_codes=frozenset({1153}),
     duplicate_codes=frozenset({1062}),
     extra=("mysql", "pymysql"),

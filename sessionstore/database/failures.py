@@ -124,6 +124,10 @@ def failure(
         return StoreUnavailableError(
             f"{where} is busy: {said}; wait, or give a longer busy_timeout"
         )
+    if matches(code, settings.stopped_codes):
+        return StoreUnavailableError(
+            f"{where} has ended a statement: {said}; retry, or raise the server's limit"
+        )
     if matches(code, settings.full_codes):
         return StoreUnavailableError(
             f"{where} could not be written: {said}; free some space, then retry"
