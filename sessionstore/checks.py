@@ -26,7 +26,7 @@ def check_methods(name: str, value: object, *methods: str) -> None:
         # Not the value itself, which may be a key.
         raise ConfigurationError(
             f"{name} must be an object with {' and '.join(methods)}; "
-            f"one of the type {type(value).__name__} has no {missing[0]}"
+            f"{type(value).__name__} has no {missing[0]}"
         )
 
 
@@ -34,7 +34,7 @@ def check_mapping(name: str, value: object) -> None:
     """Refuse what is no mapping; None is for the default."""
     if value is not None and not isinstance(value, Mapping):
         raise ConfigurationError(
-            f"{name} must be a mapping; the type {type(value).__name__} is none"
+            f"{name} must be a mapping, not {type(value).__name__}"
         )
 
 
@@ -42,7 +42,7 @@ def check_whole(name: str, value: object, least: int) -> None:
     """Refuse anything but a whole number from ``least`` up."""
     if not isinstance(value, int) or value < least:
         raise ConfigurationError(
-            f"{name}={value!r} must be a whole number from {least} up"
+            f"{name}={value!r} must be an integer, {least} or more"
         )
 
 
@@ -56,7 +56,8 @@ def check_lease(seconds: float) -> None:
     """Refuse anything but a positive number of seconds that has an end."""
     if not isinstance(seconds, int | float) or not 0 < seconds <= LONGEST:
         raise ConfigurationError(
-            f"lease={seconds!r} must be a number of seconds above 0, up to {LONGEST:g}"
+            f"lease={seconds!r} must be a number of seconds greater than 0 and at "
+            f"most {LONGEST:g}"
         )
 
 
@@ -64,5 +65,5 @@ def check_timeout(name: str, seconds: float) -> None:
     """Refuse anything but a number of seconds from 0 up."""
     if not isinstance(seconds, int | float) or not seconds >= 0:
         raise ConfigurationError(
-            f"{name}={seconds!r} must be a number of seconds from 0 up"
+            f"{name}={seconds!r} must be a number of seconds, 0 or more"
         )

@@ -101,7 +101,9 @@ def _place_new(temporary: str, path: str) -> None:
         if error.errno not in _NO_LINKS:
             raise
         if os.path.lexists(path):
-            raise FileExistsError(errno.EEXIST, "the name is taken", path) from None
+            raise FileExistsError(
+                errno.EEXIST, "the file already exists", path
+            ) from None
         os.rename(temporary, path)
 
 
@@ -138,10 +140,10 @@ def translated(folder: str) -> Iterator[None]:
         said = os.strerror(error.errno or 0)
         if error.errno in _PASSING:
             raise StoreUnavailableError(
-                f"{folder} cannot be used now: {said}; free some space or mend the "
-                "disk, then retry"
+                f"{folder} cannot be used at the moment: {said}; free some space or "
+                "repair the disk, then retry"
             ) from error
         raise StoreError(
-            f"{folder} cannot be used: {said}; check that it is a folder which this "
-            "user may read and write, and the limits on file sizes"
+            f"{folder} cannot be used: {said}; check that it is a directory this user "
+            "can read and write, and check the limits on file size"
         ) from error

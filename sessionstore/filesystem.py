@@ -242,8 +242,8 @@ class FilesystemStore(Store):
 
     def _taken(self, object_id: object) -> ConflictError:
         return ConflictError(
-            f"{self.directory} has an object with ID {object_id} already; the "
-            "idfactory must never give an ID twice",
+            f"{self.directory} already has an object with ID {object_id}; the "
+            "idfactory must never return the same ID twice",
             id=int(str(object_id)),
         )
 
@@ -310,12 +310,13 @@ def _path_of(directory: str | os.PathLike[str] | Url) -> str:
         path = os.fspath(directory)
         if not isinstance(directory, str) or not path.lower().startswith("file:"):
             if not path:
-                raise ConfigurationError("an empty string is no folder's path")
+                raise ConfigurationError("the path of the directory is an empty string")
             return path
         directory = Url(path)
     if directory.scheme != "file" or directory.hostname not in {None, "localhost"}:
         raise ConfigurationError(
-            f"{directory} names no folder of this host; write file:///absolute/path"
+            f"{directory} does not name a directory on this host; write "
+            "file:///absolute/path"
         )
     if not directory.path:
         raise ConfigurationError(

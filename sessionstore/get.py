@@ -58,8 +58,8 @@ class Accessor:
     def __getattr__(self, name: str) -> GetAttribute:
         if name.startswith("_"):
             raise AttributeError(
-                f"an accessor has no attribute {name!r}; to reach that of an object, "
-                f"write GetAttribute({name!r})"
+                f"an accessor has no attribute {name!r}; to get that attribute of an "
+                f"object, write GetAttribute({name!r})"
             )
         return GetAttribute(name, self._as_xform(), self._default)
 

@@ -74,8 +74,8 @@ class IdFactory:
         """Return a new ID for ``obj``."""
         if self._next_id_fn is None:
             raise TypeError(
-                "this IdFactory has no next_id_fn; give it one, or give the factory "
-                "to a store, which counts in its database"
+                "this IdFactory has no next_id_fn; pass one, or pass the factory to a "
+                "store, which takes IDs from its database"
             )
         prefix = type(obj).__name__ if self._prefix is None else self._prefix
         return self._id_class(prefix, self._next_id_fn())

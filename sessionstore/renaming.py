@@ -35,7 +35,7 @@ class Renaming:
                 now[2]
             ):
                 raise ConfigurationError(
-                    f"{old!r} cannot be renamed {new!r}: write 'old.module:Old' and "
+                    f"cannot rename {old!r} to {new!r}: write 'old.module:Old' and "
                     "'new.module:New', or two modules"
                 )
             if was[1]:

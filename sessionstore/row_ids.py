@@ -21,7 +21,7 @@ def key_of(id_: object) -> int:
     except (TypeError, ValueError):
         key = None
     if key is None or not fits(key):
-        raise invalid_id(id_, "integers of 64 bits")
+        raise invalid_id(id_, "64-bit integers")
     return key
 
 
@@ -30,7 +30,7 @@ def invalid_id(id_: object, kind: str) -> NotFoundError:
     known = getattr(id_, "persistent_id", None)
     hint = f"IDs are {kind}"
     if known is not None:
-        hint = f"that is an object; give its persistent_id, {known}"
+        hint = f"that is an object; pass its persistent_id, {known}"
     return NotFoundError(f"there is no object with ID {id_!r}: {hint}", id=id_)
 
 

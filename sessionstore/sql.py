@@ -144,7 +144,7 @@ class SqlStore(Store):
             # end.
             raise ForkError(
                 "an in-memory SQLite database belongs to the process that opened it, "
-                "and cannot be handed to another one; use a file"
+                "and cannot be passed to another; use a file"
             )
         return _from_recipe, (type(self), self._recipe)
 
@@ -358,7 +358,7 @@ def make_sqlstore(url: str | Url | URL, *args: Any, **extra_args: Any) -> SqlSto
             make_folder(str(folder))
         except OSError as error:
             raise ConfigurationError(
-                f"cannot create the folder {folder}: {os.strerror(error.errno or 0)}"
+                f"cannot create the directory {folder}: {os.strerror(error.errno or 0)}"
             ) from error
     return store
 

@@ -72,8 +72,8 @@ class Store(ABC):
     def _refuse_to_be_stored(self) -> None:
         """Raise EncodeError if this is called to make part of a payload."""
         refuse_in_payload(
-            f"{self!r} is inside an object to be stored; a store cannot be part "
-            "of what it stores: leave it out in the object's __getstate__"
+            f"{self!r} is inside an object to be stored; a store cannot be part of "
+            "what it stores: leave it out in that object's __getstate__"
         )
 
 
@@ -100,8 +100,8 @@ def register(scheme: str, constructor: Callable[..., Any]) -> None:
         or urlsplit(f"{scheme}://").scheme != scheme.lower().partition("+")[0]
     ):
         raise ConfigurationError(
-            f"{scheme!r} cannot be registered: the scheme is what a URL has before "
-            "its first '+' or ':', a letter and then letters, digits, '-' or '.'"
+            f"{scheme!r} cannot be registered: the scheme is the part of a URL before "
+            "its first '+' or ':', a letter followed by letters, digits, '-' or '.'"
         )
     _constructors[scheme.lower()] = constructor
 
@@ -139,6 +139,6 @@ def make_store(uri: str | os.PathLike[str] | Url | URL, *args: Any, **kw: Any) -
             return constructor(uri, *args, **kw)
     known = sorted({*_constructors, *(name for f in _fallbacks for name in f[2])})
     raise ConfigurationError(
-        f"there is no kind of store for the scheme {drivername!r}; known are "
-        f"{', '.join(known)}, and whatever else SQLAlchemy can load"
+        f"there is no store for the scheme {drivername!r}; known schemes are "
+        f"{', '.join(known)}, and any that SQLAlchemy can load"
     )

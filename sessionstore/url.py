@@ -49,7 +49,7 @@ class Url:
     def __init__(self, value: str | os.PathLike[str] | Url) -> None:
         text = value.geturl() if isinstance(value, Url) else os.fspath(value)
         if not text:
-            raise ConfigurationError("an empty string is no URL")
+            raise ConfigurationError("the URL is an empty string")
         if isinstance(value, os.PathLike) or ":" not in text.partition("/")[0]:
             text = f"file://{_quote(os.path.abspath(text))}"
         try:
@@ -61,16 +61,17 @@ class Url:
             # The library's message quotes what it took for the port: a piece of the
             # password, if that has a slash in it.
             raise ConfigurationError(
-                f"{_hide(text, None)!r} is no URL: write it like scheme://user:password"
-                "@host:port/name#fragment, with a number for the port and with /, ?, "
-                "#, @ and % in the user's name and password percent-encoded"
+                f"{_hide(text, None)!r} is not a URL: write it like "
+                "scheme://user:password@host:port/name#fragment, with a number for "
+                "the port, and with /, ?, #, @ and % percent-encoded in the user name "
+                "and password"
             ) from None
         object.__setattr__(self, "_text", text)
         object.__setattr__(self, "_parts", parts)
         object.__setattr__(self, "_port", port)
 
     def __setattr__(self, name: str, value: object) -> None:
-        raise AttributeError(f"a Url cannot be changed; {name!r} was assigned to")
+        raise AttributeError(f"a Url cannot be changed; tried to set {name!r}")
 
     def geturl(self) -> str:
         """Return the whole URL, its password included."""
@@ -138,8 +139,8 @@ class Url:
     def __reduce__(self) -> tuple[Any, ...]:
         if self.password is not None:
             refuse_in_payload(
-                f"{self!r} is inside an object to be stored, and everybody who reads "
-                "the table would have its password; store the URL without it"
+                f"{self!r} is inside an object to be stored, and everybody who can "
+                "read the table would see its password; store the URL without it"
             )
         return Url, (self._text,)
 

@@ -73,7 +73,7 @@ def test_reference_that_is_no_id_makes_one_object_unreadable(
     reference = Reference((object_id, Task.__module__, "Task"))
     Pickler(payload).dump(Task(part=reference))
     damage(payload.getvalue())
-    check_alone(session, bad, "which is no ID|there is no object")
+    check_alone(session, bad, "which is not an ID|there is no object")
 
 
 @pytest.mark.parametrize("value", [{}, 5, None, Task, State.NEW, Run()], ids=repr)
@@ -84,4 +84,4 @@ def test_job_that_is_no_persistable_is_unreadable(
     damage(pickle.dumps(value))
     held = session.store.load(bad)
     assert type(held) is type(value)
-    check_alone(session, bad, "no Persistable")
+    check_alone(session, bad, "not a Persistable")

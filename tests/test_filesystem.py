@@ -412,7 +412,9 @@ def test_unusable_folder_is_named(tmp_path: Path) -> None:
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
         store = FilesystemStore(path)
         for call in (lambda s=store: s.save(Task()), store.list):
-            with pytest.raises(StoreError, match="check that it is a folder") as caught:
+            with pytest.raises(
+                StoreError, match="check that it is a directory"
+            ) as caught:
                 call()
             assert str(path) in str(caught.value)
             assert isinstance(caught.value.__cause__, OSError)
@@ -429,7 +431,7 @@ def test_folder_without_permission_is_named(
         raise PermissionError(errno.EACCES, "refused")
 
     monkeypatch.setattr(os, "open", refuse)
-    with pytest.raises(StoreError, match="this user may read and write") as caught:
+    with pytest.raises(StoreError, match="this user can read and write") as caught:
         store.save(Task())
     assert not caught.value.retryable
 
@@ -501,7 +503,7 @@ def test_factory_that_always_repeats_is_told_so(folder: Path) -> None:
     store = FilesystemStore(folder, IdFactory(next_id_fn=lambda: 1))
     store.save(Task("first"))
     before = contents(folder)
-    with pytest.raises(ConflictError, match="never give an ID twice"):
+    with pytest.raises(ConflictError, match="never return the same ID twice"):
         store.save(Task("second"))
     assert contents(folder) == before
 

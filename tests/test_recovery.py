@@ -185,7 +185,7 @@ def test_holder_elsewhere_is_recovered_when_its_lease_has_run_out(
         assert other.recover() == []
     end_lease(session, id_)
     assert other.recover() == [id_]
-    assert "ran out" in session.history(id_)[-1].info
+    assert "expired" in session.history(id_)[-1].info
     with pytest.raises(LeaseLostError):
         claim.transition(State.SUBMITTED)
 

@@ -211,7 +211,7 @@ def test_who_was_second_to_move_a_task_is_told_so(
     task = Task()
     session.add(task)
     other.transition(other.load(task.persistent_id), State.SUBMITTED)
-    with pytest.raises(ConflictError, match="changed by somebody else"):
+    with pytest.raises(ConflictError, match="changed by another writer"):
         session.transition(task, State.SUBMITTED)
     assert task.execution.state is State.NEW
 
@@ -311,7 +311,7 @@ def test_update_saves_at_its_end_or_leaves_the_object(
     with pytest.raises(ZeroDivisionError), session.update(id_) as mine:
         mine.n = 1 / 0
     task.n = 5
-    with pytest.raises(ConflictError, match="not saved"), session.update(id_):
+    with pytest.raises(ConflictError, match="unsaved changes"), session.update(id_):
         pass
 
 
@@ -776,7 +776,7 @@ def test_session_that_is_not_there_is_named_whatever_else_is_missing(
         )
     with pytest.raises(ConfigurationError, match="no session 'one'"):
         SessionStore(database_url, "one", create=False)
-    with pytest.raises(SchemaError, match="no tables for sessions"):
+    with pytest.raises(SchemaError, match="no session tables"):
         SessionStore(SqlStore(database_url, create=False), "one")
     assert inspect(engine).get_table_names() == ["store"]
     engine.dispose()

@@ -270,7 +270,7 @@ def test_idfactory_that_gives_no_integer_is_named(
     """A ConfigurationError, and nothing is stored."""
     factory: Any = IdFactory(next_id_fn=lambda: given, id_class=lambda _, n: n)
     store = SqlStore(database_url, idfactory=factory)
-    with pytest.raises(ConfigurationError, match="idfactory gave"):
+    with pytest.raises(ConfigurationError, match="idfactory returned"):
         store.save(Task())
     assert len(store) == 0
 
@@ -356,7 +356,7 @@ def test_table_that_lacks_a_column_is_named(database_url: str) -> None:
     with engine.begin() as connection:
         connection.execute(text("CREATE TABLE store (id INTEGER PRIMARY KEY)"))
     engine.dispose()
-    with pytest.raises(SchemaError, match=r"'store' lacks the column 'data'"):
+    with pytest.raises(SchemaError, match=r"'store' has no column 'data'"):
         SqlStore(database_url).save(Task())
 
 
@@ -371,7 +371,7 @@ def test_table_that_would_keep_objects_as_text_is_refused(database_url: str) -> 
     engine.dispose()
     for url in (database_url, database_url.replace("psycopg", "psycopg2")):
         with pytest.raises(
-            SchemaError, match=r"'data' of the table 'store' is no BYTEA"
+            SchemaError, match=r"'data' of the table 'store' is not BYTEA"
         ):
             SqlStore(url).save(Task())
 
@@ -448,7 +448,7 @@ def test_large_object_comes_back(store: SqlStore, size: int) -> None:
     ("url", "said"),
     [
         ("nosuch://x", "nosuch"),
-        ("no url", "no database URL"),
+        ("no url", "not a database URL"),
         ("sqlite+aiosqlite:///x", "asynchronous|not installed"),
         ("oracle+oracledb://u:secret@h/x", "not installed"),
     ],
@@ -553,7 +553,7 @@ def test_block_cannot_be_ended_from_inside(store: SqlStore, end: str) -> None:
 def test_what_cannot_be_an_id_is_not_found(store: SqlStore, id_: object) -> None:
     """A driver's OverflowError is nothing for users."""
     assert id_ not in store
-    with pytest.raises(NotFoundError, match="64 bits"):
+    with pytest.raises(NotFoundError, match="64-bit"):
         store.load(id_)
 
 

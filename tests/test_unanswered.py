@@ -187,7 +187,9 @@ def test_outcome_is_unknown_if_the_server_stays_away(
     id_ = session.add(task)
     proxy.refusals = 1000
     proxy.loss = Loss.ANSWER
-    with pytest.raises(StoreUnavailableError, match="may have happened") as caught:
+    with pytest.raises(
+        StoreUnavailableError, match="may have been committed"
+    ) as caught:
         session.transition(id_, State.SUBMITTED)
     assert caught.value.outcome_unknown
     assert task.execution.state is State.NEW
@@ -211,7 +213,9 @@ def test_doubt_stays_if_the_repetition_fails(
     for number, write in enumerate(writes, 1):
         proxy.refusals = 1
         proxy.loss = loss
-        with pytest.raises(StoreUnavailableError, match="may have happened") as caught:
+        with pytest.raises(
+            StoreUnavailableError, match="may have been committed"
+        ) as caught:
             write()
         assert proxy.lost == number
         assert caught.value.outcome_unknown
@@ -242,7 +246,7 @@ def test_block_of_ids_leaves_no_doubt(
         session.add(task)
     assert proxy.lost == 2
     assert not caught.value.outcome_unknown
-    assert "may have happened" not in str(caught.value)
+    assert "may have been committed" not in str(caught.value)
     monkeypatch.undo()
     proxy.loss = None
     assert [session.add(task)] == [*other.ids()] == [*other.store.list()]

@@ -246,9 +246,9 @@ class Database:
         if limit is None or largest < limit // 2:
             return error
         return StoreError(
-            f"an object of {largest} bytes is more than {self.url!r} takes: its "
-            f"max_allowed_packet is {limit} bytes; raise it on the server to twice the "
-            "largest object"
+            f"an object of {largest} bytes exceeds what {self.url!r} accepts: its "
+            f"max_allowed_packet is {limit} bytes; raise it on the server to twice "
+            "the size of the largest object"
         )
 
     @contextmanager

@@ -30,8 +30,8 @@ class Now(FunctionElement[int]):
 @compiles(Now)
 def _now(element: Now, compiler: Any, **keywords: Any) -> str:
     raise ConfigurationError(
-        f"sessions are not supported on {compiler.dialect.name}: its clock is "
-        "not known here"
+        f"sessions are not supported on {compiler.dialect.name}: reading its clock is "
+        "not implemented"
     )
 
 

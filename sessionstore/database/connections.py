@@ -235,8 +235,8 @@ class Connections:
             if time.monotonic() - began_at < MOMENT:
                 raise
             raise StoreUnavailableError(
-                f"{self.url!r} cannot be reached: it took the connection and said no "
-                "more; check that the server runs there"
+                f"{self.url!r} cannot be reached: it accepted the connection and then "
+                "sent nothing; check that the database server is running there"
             ) from error.__cause__
         except SessionStoreError:
             raise
@@ -305,8 +305,8 @@ def _refuse_isolation(engine_options: Mapping[str, Any]) -> None:
         level = options.get("isolation_level", "AUTOCOMMIT")
         if level != "AUTOCOMMIT":
             raise ConfigurationError(
-                f"engine_options cannot have isolation_level={level!r}: a store begins "
-                "its transactions itself, each as it needs it; leave it out"
+                f"engine_options cannot have isolation_level={level!r}: a store "
+                "chooses the isolation level of its transactions itself; leave it out"
             )
 
 

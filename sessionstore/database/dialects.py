@@ -279,8 +279,8 @@ def load_dialect(url: URL) -> type[Dialect]:
         dialect.import_dbapi()
     except NoSuchModuleError as error:
         raise ConfigurationError(
-            f"SQLAlchemy knows no database {url.drivername!r} (in {url!r}); write it "
-            "like sqlite:///, postgresql+psycopg:// or mysql+pymysql://"
+            f"SQLAlchemy has no dialect {url.drivername!r} (in {url!r}); write the "
+            "URL like sqlite:///, postgresql+psycopg:// or mysql+pymysql://"
         ) from error
     except ImportError as error:
         raise ConfigurationError(
@@ -361,15 +361,16 @@ def prepare_sqlite_file(path: str, *, is_uri: bool, create: bool) -> None:
         return
     if not create:
         raise MissingTableError(
-            f"there is no SQLite database {path}, and none is made here"
+            f"there is no SQLite database {path}, and this call does not create one; "
+            "check the path"
         )
     try:
         # The -wal and -shm files take their mode from this one.
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
     except OSError as error:
         raise ConfigurationError(
-            f"cannot create the SQLite database {path}: {error.strerror}; "
-            f"check that {Path(path).parent} exists and may be written to"
+            f"cannot create the SQLite database {path}: {error.strerror}; check that "
+            f"{Path(path).parent} exists and is writable"
         ) from error
 
 

@@ -70,11 +70,12 @@ def of_sqlalchemy(
 def lost_in_transaction(url: URL) -> ConnectionLostError:
     """Return the error for a connection that ended between two statements."""
     return ConnectionLostError(
-        f"the connection to {url!r} was lost in this transaction, which was rolled back"
+        f"the connection to {url!r} was lost during this transaction, which was "
+        "rolled back"
     )
 
 
-_MAY_HAVE_HAPPENED = "; the commit may have happened"
+_MAY_HAVE_HAPPENED = "; the transaction may have been committed"
 
 
 def unanswered(error: StoreError) -> ConnectionLostError:
@@ -117,12 +118,12 @@ def failure(
     where = f"{url.database or url!r}" if url.host is None else f"{url!r}"
 
     if matches(code, settings.duplicate_codes):
-        return DuplicateKeyError(f"{where}: the row is there already: {said}")
+        return DuplicateKeyError(f"{where}: the row already exists: {said}")
     if matches(code, settings.deadlock_codes):
         return TransactionAbortedError(f"{where}: the transaction was aborted: {said}")
     if matches(code, settings.busy_codes):
         return StoreUnavailableError(
-            f"{where} is busy: {said}; wait, or give a longer busy_timeout"
+            f"{where} is busy: {said}; retry later, or raise busy_timeout"
         )
     if matches(code, settings.stopped_codes):
         return StoreUnavailableError(
@@ -130,7 +131,7 @@ def failure(
         )
     if matches(code, settings.full_codes):
         return StoreUnavailableError(
-            f"{where} could not be written: {said}; free some space, then retry"
+            f"{where} could not be written: {said}; free some disk space, then retry"
         )
     # PEP 249 gives every driver these names.
     names = {cls.__name__ for cls in type(error).__mro__}
@@ -142,17 +143,18 @@ def failure(
         )
     ):
         return ConfigurationError(
-            f"{where} cannot be used: {said}; check the path or the database's name, "
-            "its permissions and the credentials"
+            f"{where} cannot be used: {said}; check the path or the database name, "
+            "the permissions and the credentials"
         )
     if matches(code, settings.missing_codes) or said.startswith("no such "):
-        return SchemaError(f"{where}: the tables do not fit: {said}")
+        return SchemaError(f"{where}: a table or column is missing: {said}")
     if matches(code, settings.too_large_codes):
-        return StoreError(f"{where}: more than the server takes at once: {said}")
+        return StoreError(f"{where}: larger than the server accepts: {said}")
     if lost:
         return ConnectionLostError(f"the connection to {where} was lost: {said}")
     if connecting and names & {"OperationalError", "InterfaceError"}:
         return StoreUnavailableError(
-            f"{where} cannot be reached: {said}; check that the server runs there"
+            f"{where} cannot be reached: {said}; check that the database server is "
+            "running there"
         )
     return StoreError(f"{where}: {said}")

@@ -193,7 +193,7 @@ class KeptConnection:
         ):
             raise StoreError(
                 "the transaction was rolled back, because a statement in it failed "
-                "and its error was not let through"
+                "and the error was suppressed"
             )
 
     def notifications(self) -> Sequence[object]:

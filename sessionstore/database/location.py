@@ -35,7 +35,7 @@ def database_and_table(url: object) -> tuple[URL, str | None]:
             parsed = make_url(text)
     if parsed is None or "@" in (parsed.host or ""):
         raise ConfigurationError(
-            f"{_without_password(text)!r} is no database URL; write it like "
+            f"{_without_password(text)!r} is not a database URL; write it like "
             "sqlite:////var/lib/app/tasks.db or postgresql+psycopg://user@host/name, "
             "with '@', '#', ':' and '/' in the password percent-encoded"
         )

@@ -116,8 +116,8 @@ class Scopes:
         if scope.coroutine is not None and scope.coroutine is not _coroutine():
             # What it writes here would be rolled back with the other's block.
             raise StoreError(
-                "another coroutine of this thread awaits something in a transaction; "
-                "put that block into a function, for asyncio.to_thread to call"
+                "another coroutine in this thread is awaiting inside a transaction; "
+                "move that block into a function and run it with asyncio.to_thread"
             )
         return scope
 
@@ -200,8 +200,8 @@ class Transaction:
             elif scope.is_ending:
                 # A generator that held the outer block was closed meanwhile.
                 raise StoreError(
-                    "the transaction ended before this block, which was inside it; "
-                    "what the block did after that was not part of it"
+                    "the enclosing transaction ended before this block did; what the "
+                    "block did after that was not part of it"
                 )
             return
         try:
@@ -309,9 +309,12 @@ class Transaction:
                 kept.command("; ".join(texts))
                 return
             except StoreError:
-                log.info("what goes along with COMMIT was refused", exc_info=True)
+                log.info("a notification sent with COMMIT failed", exc_info=True)
                 time.sleep(0.01 * 2**attempt)
-        log.warning("those who wait for a change will only hear of the next one")
+        log.warning(
+            "a notification was lost; waiting processes will only learn of the next "
+            "change"
+        )
 
     def _find_out(self, scope: Scope, error: StoreError) -> None:
         """Return if an unanswered commit happened, else raise.
@@ -366,6 +369,6 @@ class Transaction:
             else:
                 self._connections.discard(kept)
         except Exception:
-            log.debug("rolling back failed; the connection goes", exc_info=True)
+            log.debug("rollback failed; discarding the connection", exc_info=True)
             kept.invalidate()
             self._connections.discard(kept)

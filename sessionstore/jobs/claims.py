@@ -143,7 +143,7 @@ class Claim:
             # The row count decides, as wherever a lease is at stake.
             if not index.leases.renew(kept, self.id, self.token, job.now + lease):
                 raise ConflictError(
-                    f"task {self.id} was changed by somebody else just now; try again",
+                    f"task {self.id} was changed by another writer just now; try again",
                     id=self.id,
                 )
             return job
@@ -241,7 +241,7 @@ class Claim:
             if error.id != self.id:  # but of what is inside it
                 raise
             raise LeaseLostError(
-                f"task {self.id} is not in its session any more; stop working on it",
+                f"task {self.id} is no longer in its session; stop working on it",
                 id=self.id,
             ) from error
 
@@ -275,9 +275,13 @@ def claim(
     index, wanted = session._index, states_from(states) or ()
     check_attempts(max_attempts)
     if not isinstance(number, int) or number < 0 or not fits(number):
-        raise ConfigurationError(f"{number} tasks cannot be claimed")
+        raise ConfigurationError(
+            f"cannot claim {number} tasks; n must be a 64-bit integer, 0 or more"
+        )
     if State.TERMINATED in wanted:
-        raise TransitionError("no TERMINATED task can be claimed; redo() makes it NEW")
+        raise TransitionError(
+            "a TERMINATED task cannot be claimed; redo() makes it NEW"
+        )
     microseconds = _microseconds(lease)
 
     def work(kept: KeptConnection) -> tuple[list[Claim], bool]:
@@ -294,7 +298,7 @@ def claim(
                     else:
                         claims.append(take(session, kept, job, microseconds))
                 except ConflictError:
-                    log.debug("somebody else was first to claim task %s", job.job_id)
+                    log.debug("another worker claimed task %s first", job.job_id)
             if not jobs or len(claims) == number:
                 break
         return claims, has_exhausted
@@ -357,14 +361,14 @@ def request(index: Index, key: int, what: Request) -> bool:
     """Note what the job's holder is asked for; say whether it has one."""
     if what not in REQUESTS:
         raise TransitionError(
-            f"there is no request {what!r}; there are {', '.join(REQUESTS)}", id=key
+            f"there is no request {what!r}; choose from {', '.join(REQUESTS)}", id=key
         )
 
     def work(kept: KeptConnection) -> bool:
         job = index.job(kept, key)
         if job.state == State.TERMINATED:
             raise TransitionError(
-                f"task {key} is TERMINATED, so that there is nothing to {what}", id=key
+                f"task {key} is TERMINATED; there is nothing to {what}", id=key
             )
         index.leases.request(kept, key, what)
         index.changes.note(index.id)

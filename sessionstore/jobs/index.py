@@ -87,8 +87,9 @@ class Index:
             self.objects.prepare()
             if not self.objects.has_sessions:
                 raise MissingTableError(
-                    f"{self.database.url!r} has no tables for sessions beside "
-                    f"{self.objects.schema.name!r}, and none are made here"
+                    f"{self.database.url!r} has no session tables for "
+                    f"{self.objects.schema.name!r}, and this call does not create "
+                    "them; sessionstore migrate does"
                 )
         except MissingTableError as error:
             # With the store's create=False alone, it is the store that is wrong.
@@ -112,8 +113,8 @@ class Index:
 
     def _no_session(self) -> ConfigurationError:
         return ConfigurationError(
-            f"there is no session {self.name!r} in {self.database.url!r}, and "
-            "none is made here"
+            f"there is no session {self.name!r} in {self.database.url!r}, and this "
+            "call does not create one; check the name"
         )
 
     def find(self) -> SessionRow | None:
@@ -132,7 +133,8 @@ class Index:
 
     def _destroyed(self) -> ConfigurationError:
         return ConfigurationError(
-            f"the session {self.name!r} was destroyed; open it again to make a new one"
+            f"the session {self.name!r} was destroyed; open it again to create a new "
+            "one"
         )
 
     def last_position_and_time(self, kept: KeptConnection) -> tuple[int, int]:

@@ -56,8 +56,8 @@ class Listing:
         objects.prepare()
         if not objects.has_sessions:
             raise SchemaError(
-                f"{store.url!r} has no sessions: there is the table "
-                f"{objects.schema.name!r}, and none for sessions beside it"
+                f"{store.url!r} has no sessions: the table {objects.schema.name!r} "
+                "exists, but its session tables do not"
             )
         self._database = objects.database
         self._schema = objects.schema
@@ -156,7 +156,9 @@ class Listing:
         self, session_id: int, id_: int, rows: Sequence[tuple[Any, ...]]
     ) -> str:
         if rows and rows[0][1] is None:
-            return "it was forgotten, and is in no session"
+            return (
+                "it was removed from its session with forget, and is in no session now"
+            )
         if rows:
             table = self._schema.sessions
             found = self._rows(select(table.c.name).where(table.c.id == rows[0][1]))
@@ -172,10 +174,8 @@ class Listing:
         )
         near = [str(known) for known in (below, above) if known is not None]
         if not near:
-            return "it has no tasks"
-        return f"the nearest there {'is' if len(near) == 1 else 'are'} " + " and ".join(
-            near
-        )
+            return "the session has no tasks"
+        return f"the nearest {'is' if len(near) == 1 else 'are'} " + " and ".join(near)
 
     def history(self, id_: int) -> list[Transition]:
         """Return a job's transitions, in order."""
@@ -277,8 +277,4 @@ def nearest(word: str, known: Collection[str]) -> str:
         return f"did you mean {' or '.join(map(repr, near))}?"
     some = sorted(known)[:7]
     more = ", …" if len(known) > len(some) else ""
-    return (
-        f"there {'is' if len(known) == 1 else 'are'} "
-        + ", ".join(map(repr, some))
-        + more
-    )
+    return "choose from " + ", ".join(map(repr, some)) + more

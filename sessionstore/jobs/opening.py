@@ -27,8 +27,8 @@ def check_name(name: object) -> str:
         or name.endswith(" ")
     ):
         raise ConfigurationError(
-            f"the session name {name!r} must have 1 to {MAX_NAME} characters, "
-            "neither NUL nor lone surrogates, and no space at its end"
+            f"the session name {name!r} must have 1 to {MAX_NAME} characters, no NUL "
+            "or lone surrogate, and no trailing space"
         )
     return name
 
@@ -40,8 +40,8 @@ def sql_store(
     if isinstance(store_or_url, SqlStore):
         if store_options:
             raise ConfigurationError(
-                "options of the store were given beside a store that is there "
-                f"already: {', '.join(sorted(store_options))}"
+                "store options were given together with an existing store: "
+                f"{', '.join(sorted(store_options))}"
             )
         return store_or_url
     if isinstance(store_or_url, Path) or (
@@ -51,8 +51,8 @@ def sql_store(
     ):
         path = Path(store_or_url).absolute()
         raise ConfigurationError(
-            f"a session needs a SQL store, and {str(store_or_url)!r} is a plain "
-            f"path; for a SQLite file write 'sqlite:///{path}'"
+            f"a session needs a SQL store, and {str(store_or_url)!r} is a plain path; "
+            f"for a SQLite file write 'sqlite:///{path}'"
         )
     if not isinstance(store_or_url, (str, Url, URL)):
         raise ConfigurationError(

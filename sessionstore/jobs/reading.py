@@ -47,7 +47,8 @@ def load(
         elif not is_persistable(obj):  # read past the session
             del decoded.objects[key]
             decoded.errors[key] = DecodeError(
-                f"object {key} is a job, and no Persistable: {obj!r}", id=key
+                f"object {key} is listed as a task but is not a Persistable: {obj!r}",
+                id=key,
             )
         elif getattr(obj, "_revision", None) is None and not obj.changed:
             refresh(index, obj)
@@ -86,7 +87,7 @@ def refresh(index: Index, task: Persistable) -> None:
             fill(task, read)
         except TypeError as error:
             raise DecodeError(
-                f"object {key} cannot be read again in place: {error}", id=key
+                f"object {key} cannot be refreshed in place: {error}", id=key
             ) from error
         decoded.objects[key] = task
         live = identities.live(key)
@@ -131,7 +132,9 @@ def _stored(index: Index, kept: KeptConnection, key: int) -> dict[int, Any]:
 
     decoded = index.objects.decode([key], fetch([key]), fetch, live=lambda _: None)
     if key in decoded.errors:
-        log.warning("what is inside object %s, which cannot be read, is not known", key)
+        log.warning(
+            "object %s cannot be read, so the tasks inside it are not known", key
+        )
         return {}
     return decoded.objects
 

@@ -102,7 +102,7 @@ def recover(
             if _recover_one(session, job.job_id, why, max_attempts, reap):
                 recovered.append(job.job_id)
         except (ConflictError, LeaseLostError, NotFoundError):
-            log.info("task %s was recovered by somebody else", job.job_id)
+            log.info("task %s was recovered by another process", job.job_id)
         except ReapError as error:
             # A task whose command does not end must not keep the others waiting.
             is_news = session._seen.is_news(job.job_id, str(error.cause))
@@ -141,7 +141,7 @@ def _recover_one(
         task = claim.task
     except LoadError as error:
         problem = f"what it left running is not known: {error}"
-        log.warning("task %s will be STOPPED; %s", key, problem)
+        log.warning("task %s will be STOPPED: %s", key, problem)
     else:
         try:
             reap(task)
@@ -221,7 +221,7 @@ def _why_free(session: Owner, job: Job) -> str | None:
     if job.holder is None or job.lease_expires_at is None:
         return None
     if session._seen.has_ended(job):
-        return f"the lease of {job.holder} ran out"
+        return f"the lease of {job.holder} expired"
     holder = Holder.parse(job.holder)
     if holder is not None and holder.is_gone():
         return f"its holder {job.holder} is gone"

@@ -340,14 +340,14 @@ def check_holder(job: Job, token: int | None) -> None:
     if token is None:
         if job.holder is not None:
             raise ConflictError(
-                f"task {job.job_id} is claimed by {job.holder}; only its claim can "
-                "change it, so request() what you want, or wait until it is released",
+                f"task {job.job_id} is claimed by {job.holder}; only that claim can "
+                "change it: use request(), or wait until it is released",
                 id=job.job_id,
             )
     elif job.holder is None or job.token != token:
-        now = f"is held by {job.holder} now" if job.holder else "is nobody's any more"
+        now = f"is now held by {job.holder}" if job.holder else "is no longer claimed"
         raise LeaseLostError(
-            f"task {job.job_id} {now} (the token is {job.token}, and this claim's "
+            f"task {job.job_id} {now} (its token is {job.token}, this claim's is "
             f"{token}); stop working on it, and claim new work",
             id=job.job_id,
         )
@@ -392,7 +392,7 @@ def _appending(schema: Schema) -> Insert:
 def changed_meanwhile(job_id: int) -> ConflictError:
     """Return the error for an object that somebody else changed."""
     return ConflictError(
-        f"task {job_id} was changed by somebody else since it was read; "
-        "refresh it, then try again",
+        f"task {job_id} was changed by another writer after it was read; refresh it, "
+        "then try again",
         id=job_id,
     )

@@ -163,8 +163,8 @@ class _GraphWriter:
     def _check_session(self, record: Record, job: Job) -> None:
         if job.session_id not in {self._index.id, None}:
             raise ConflictError(
-                f"object {record.id} is in another session, and an object is in one "
-                "at most; forget it there first",
+                f"object {record.id} is in another session, and an object can be in "
+                "only one; forget it there first",
                 id=record.id,
             )
 
@@ -238,7 +238,7 @@ def check_expected(job: Job, expect: Collection[State] | None) -> None:
     """Raise ConflictError for a state that was not expected."""
     if expect is not None and job.state not in expect:
         raise ConflictError(
-            f"task {job.job_id} is {job.state}, and was expected to be "
+            f"task {job.job_id} is {job.state}, but was expected to be "
             f"{' or '.join(sorted(expect)) or 'in no state at all'}",
             id=job.job_id,
         )
@@ -248,8 +248,8 @@ def check_persistable(task: object) -> Persistable:
     """Return the object, or raise EncodeError if no session can keep it."""
     if not isinstance(task, Persistable):
         raise EncodeError(
-            f"a session keeps Persistable objects, and {task!r} is none; derive its "
-            f"class {type(task).__qualname__} from sessionstore.Persistable"
+            f"a session stores Persistable objects, and {task!r} is not one; derive "
+            f"its class {type(task).__qualname__} from sessionstore.Persistable"
         )
     return task
 
@@ -263,6 +263,8 @@ def _returncode_of(record: Record) -> int | None:
     if not isinstance(returncode, int):
         return None
     if not fits(returncode):
-        raise EncodeError(f"the returncode {returncode} exceeds 64 bits", id=record.id)
+        raise EncodeError(
+            f"the returncode {returncode} does not fit in 64 bits", id=record.id
+        )
     # PostgreSQL takes no True for a number.
     return int(returncode)

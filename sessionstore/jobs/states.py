@@ -38,9 +38,9 @@ def check_transition(id_: int, old: str, new: State) -> None:
     # Who writes to the table directly may have put anything there.
     legal = _LEGAL[State(old)] if old in _LEGAL else _ANY
     if new not in legal:
-        allowed = ", ".join(sorted(legal)) or "no other but by redo()"
+        allowed = ", ".join(sorted(legal)) or "no other state, except by redo()"
         raise TransitionError(
-            f"task {id_} cannot go from {old} to {new}; from {old} it may go to "
+            f"task {id_} cannot go from {old} to {new}; from {old} it can go to "
             f"{allowed}",
             id=id_,
         )
@@ -52,7 +52,7 @@ def state_from(value: State | str, id_: object = None) -> State:
         return State(value)
     except ValueError:
         raise TransitionError(
-            f"there is no state {str(value)!r}; there are {', '.join(State)}", id=id_
+            f"there is no state {str(value)!r}; choose from {', '.join(State)}", id=id_
         ) from None
 
 

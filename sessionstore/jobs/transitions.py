@@ -30,7 +30,9 @@ def move_job(
     """
     returncode = move.returncode
     if returncode is not None and not fits(returncode):
-        raise TransitionError(f"the returncode {returncode} exceeds 64 bits", id=key)
+        raise TransitionError(
+            f"the returncode {returncode} does not fit in 64 bits", id=key
+        )
 
     def work(kept: KeptConnection) -> Transition:
         job = index.job(kept, key)
@@ -50,8 +52,7 @@ def redo(index: Index, key: int) -> Transition:
         job = index.job(kept, key)
         if job.state != State.TERMINATED:
             raise TransitionError(
-                f"only a TERMINATED task can be done again, and task {key} is "
-                f"{job.state}",
+                f"task {key} is {job.state}; only a TERMINATED task can be redone",
                 id=key,
             )
         values = {"returncode": None, "attempts": 0, "request": None}

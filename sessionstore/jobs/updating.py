@@ -28,8 +28,7 @@ def update(session: Owner, key: int) -> Iterator[Any]:
         live = None
     elif live.changed:
         raise ConflictError(
-            f"the live object {key} has changes that are not saved; save or "
-            "refresh it first",
+            f"the live object {key} has unsaved changes; save or refresh it first",
             id=key,
         )
     pid = os.getpid()
@@ -50,6 +49,6 @@ def update(session: Owner, key: int) -> Iterator[Any]:
             try:
                 session.refresh(task)
             except SessionStoreError:
-                log.warning("%r could not be read again", task, exc_info=True)
+                log.warning("%r could not be refreshed", task, exc_info=True)
                 index.objects.identities.forget(key)
         raise

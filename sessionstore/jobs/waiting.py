@@ -67,8 +67,8 @@ class Waiting:
         """Wait for a change, or a signal, or until the time is over."""
         if self._database.scope is not None:
             raise StoreError(
-                "waiting inside a transaction would keep others from changing "
-                "anything; leave its block first"
+                "wait() inside a transaction would block every other writer; leave "
+                "the transaction block first"
             )
         until = time.monotonic() + timeout
         state = self._thread

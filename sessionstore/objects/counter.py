@@ -65,7 +65,10 @@ class IdCounter:
         """Return where the next block begins, and the largest ID in use."""
         row = kept.row(self._schema.next_ids)
         if row is None:
-            raise SchemaError(f"the table {self._schema.ids.name!r} has lost its row")
+            raise SchemaError(
+                f"the row of the table {self._schema.ids.name!r} is missing; "
+                "sessionstore doctor --fix restores it"
+            )
         seen, largest = row
         return seen, largest
 
@@ -75,7 +78,7 @@ class IdCounter:
             first = max(seen, (largest or 0) + 1)
             if not fits(first + n):
                 raise StoreError(
-                    f"there are no {n} IDs left above {first - 1}, the largest in "
+                    f"fewer than {n} IDs are left above {first - 1}, the largest in "
                     f"{self._schema.name!r}; give the store an idfactory"
                 )
             taken = {"seen": seen, "following": first + n}

@@ -87,7 +87,7 @@ def _read(
         raise ValueError("its data is NULL")
     obj = loads(bytes(payload), refer)
     if row.revision is not None and not is_persistable(obj):
-        raise TypeError("it is a job's, and no Persistable")
+        raise TypeError("it is listed as a task but is not a Persistable")
     # The column is the truth: a transition changes it and leaves the payload.
     execution = getattr(obj, "execution", None)
     if execution is not None and row.state is not None:
@@ -154,7 +154,7 @@ class _Decoder:
             kind = "" if isinstance(error, DecodeError) else f"{type(error).__name__}: "
             self._decoded.errors[object_id] = DecodeError(
                 f"object {object_id} of {_class_path(row.payload)} cannot be read: "
-                f"{kind}{error}; it stays where it is",
+                f"{kind}{error}; it was left in place",
                 id=object_id,
             )
             self._decoded.errors[object_id].__cause__ = error
@@ -184,7 +184,7 @@ class _Decoder:
         if isinstance(reference, tuple) and len(reference) == 3:
             object_id, module, name = reference
             if not isinstance(object_id, int):
-                raise ValueError(f"it refers to {object_id!r}, which is no ID")
+                raise ValueError(f"it refers to {object_id!r}, which is not an ID")
             self._refers_to.setdefault(self._under_way[-1], set()).add(object_id)
             there = self._there(object_id)
             if there is None:
@@ -214,7 +214,7 @@ class _Decoder:
         if object_id in self._under_way:
             raise ValueError(
                 f"it and object {object_id} refer to each other, and neither can be "
-                "made before the other"
+                "built without the other"
             )
         self._decoded.rows.update(self._fetch([object_id]))
         self._read(object_id)
@@ -254,7 +254,7 @@ def _set_state(obj: object, execution: Any, state: str) -> None:
     try:
         execution.state = _STATES.get(state, state)
     except ValueError:
-        log.warning("%r cannot have the state %r of its row", obj, state)
+        log.warning("%r does not accept the state %r of its row", obj, state)
 
 
 def _can_be_filled(cls: type) -> bool:
@@ -270,8 +270,8 @@ def fill(target: object, source: object) -> None:
     """Make ``target`` hold what ``source`` holds, an object of the same class."""
     if type(target) is not type(source):
         raise TypeError(
-            f"it is an object of {path_of(type(source))}, and was expected to be one "
-            f"of {path_of(type(target))}"
+            f"it is a {path_of(type(source))}, but a {path_of(type(target))} was "
+            "expected"
         )
     if hasattr(source, "__dict__"):
         kept = {name: value for name, value in target.__dict__.items() if name in NOTED}

@@ -88,7 +88,7 @@ def encode(
 
 def _not_encoded(obj: object, object_id: int, error: Exception) -> EncodeError:
     return EncodeError(
-        f"an object of {path_of(type(obj))} cannot be stored: "
-        f"{type(error).__name__}: {error}; nothing of it was",
+        f"an object of {path_of(type(obj))} cannot be stored: {type(error).__name__}: "
+        f"{error}; nothing was stored",
         id=object_id,
     )

@@ -51,7 +51,7 @@ class ExtraFields:
                 values[parameter] = function(obj)
             except Exception:
                 log.warning(
-                    "the extra field %r of %r stays NULL",
+                    "the extra field %r of %r is left NULL",
                     column.name,
                     obj,
                     exc_info=True,
@@ -64,17 +64,17 @@ def _own(column: object, function: object) -> Column[Any]:
     """Return a copy: a column belongs to one table, a mapping to many stores."""
     if not callable(function):
         raise ConfigurationError(
-            f"extra_fields maps columns to functions, and {function!r} is none"
+            f"extra_fields must map columns to functions; {function!r} is not callable"
         )
     if not isinstance(column, Column) or not column.name:
         raise ConfigurationError(
-            f"extra_fields maps columns to functions, and {column!r} is no "
+            f"extra_fields must map columns to functions; {column!r} is not a "
             "sqlalchemy.Column with a name"
         )
     if column.name.lower() in {"id", "data", "state"}:
         raise ConfigurationError(
             f"the extra field {column.name!r} has the name of one of the store's own "
-            "columns; give it another"
+            "columns; rename it"
         )
     if isinstance(column.type, NullType):
         raise ConfigurationError(

@@ -55,7 +55,11 @@ class Origin:
             try:
                 self._plain[id(obj), int(object_id)] = obj
             except TypeError:
-                log.debug("objects of %s are new at each save", type(obj))
+                log.debug(
+                    "objects of %s cannot be weakly referenced, so each save stores a "
+                    "new one",
+                    type(obj),
+                )
 
 
 def assign_id(obj: Any, object_id: int | None) -> None:
@@ -65,4 +69,4 @@ def assign_id(obj: Any, object_id: int | None) -> None:
         try:
             obj.persistent_id = object_id
         except Exception:  # whatever the object's own __setattr__ raises
-            log.debug("objects of %s take no attribute", type(obj))
+            log.debug("objects of %s do not accept a persistent_id", type(obj))

@@ -88,7 +88,7 @@ class Schema:
         if not table_name or len(table_name) > MAX_TABLE_NAME:
             raise ConfigurationError(
                 f"the table name {table_name!r} must have 1 to {MAX_TABLE_NAME} "
-                "characters, so that the names of the tables beside it fit"
+                "characters, to leave room for the side tables' names"
             )
         self.metadata = MetaData()
         self.extra = extra
@@ -199,8 +199,8 @@ class Schema:
         if limit is not None and longest > limit:
             raise ConfigurationError(
                 f"the table name {self.name!r} is {longest - limit} bytes too long: "
-                f"this database keeps {limit} bytes of a name, and tables and indexes "
-                "are named after it"
+                f"this database allows names of {limit} bytes, and the names of side "
+                "tables and indexes begin with it"
             )
 
     @property
@@ -327,8 +327,9 @@ class Schema:
         """Raise SchemaError for a version that this code does not know."""
         if version > CURRENT_VERSION:
             raise SchemaError(
-                f"the tables of {self.name!r} are of version {version}, and this "
-                f"release knows versions up to {CURRENT_VERSION}; upgrade sessionstore"
+                f"the tables of {self.name!r} have schema version {version}, and this "
+                f"release supports versions up to {CURRENT_VERSION}; upgrade "
+                "sessionstore"
             )
 
     def check_columns(self, connection: Connection, *, may_lack: bool = False) -> None:
@@ -345,13 +346,14 @@ class Schema:
                 if may_lack:
                     return
                 raise MissingTableError(
-                    f"there is no table {self.name!r}, and none is made here"
+                    f"there is no table {self.name!r}, and this call does not create "
+                    "it; check the table name"
                 ) from None
             there = {column["name"] for column in inspector.get_columns(self.name)}
             for column in self.objects.columns:
                 if column.name not in there:
                     raise SchemaError(
-                        f"the table {self.name!r} lacks the column {column.name!r} "
+                        f"the table {self.name!r} has no column {column.name!r} "
                         f"({column.type}); add it, or choose another table name"
                     ) from None
             # It is there after all: another process has made it meanwhile.
@@ -368,8 +370,8 @@ class Schema:
         rows.close()
         if is_text:
             raise SchemaError(
-                f"the column 'data' of the table {self.name!r} is no BYTEA, and cannot "
-                "hold objects; change its type, or choose another table name"
+                f"the column 'data' of the table {self.name!r} is not BYTEA, and "
+                "cannot hold objects; change its type, or choose another table name"
             )
 
     def has_ids(self, connection: Connection) -> bool:

@@ -153,7 +153,7 @@ class ObjectTable:
         object_id: object = self._idfactory.new(obj)
         if not isinstance(object_id, int) or not fits(object_id):
             raise ConfigurationError(
-                f"the idfactory gave {object_id!r}, and IDs are integers of 64 bits"
+                f"the idfactory returned {object_id!r}; IDs must be 64-bit integers"
             )
         return object_id
 
@@ -203,8 +203,8 @@ class ObjectTable:
             for record in records:
                 if not record.is_new and not self._update(kept, record.id, record):
                     raise NotFoundError(
-                        f"object {record.id} is not in the table {self.schema.name!r} "
-                        "any more, so that it cannot be saved again",
+                        f"object {record.id} is no longer in the table "
+                        f"{self.schema.name!r}, so it cannot be saved again",
                         id=record.id,
                     )
         except (StoreError, *_UNSENDABLE) as error:
@@ -236,7 +236,7 @@ class ObjectTable:
             raise self.database.explained(error, largest) from error.__cause__
         said = getattr(error, "orig", error)
         raise EncodeError(
-            f"a row of {self.schema.name!r} has a value that cannot be stored: "
+            f"a value cannot be stored in the table {self.schema.name!r}: "
             f"{type(said).__name__}: {said}"
         ) from error
 

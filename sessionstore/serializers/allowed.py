@@ -48,8 +48,8 @@ class Allowed:
     def __init__(self, entries: Iterable[Entry]) -> None:
         if isinstance(entries, str):
             raise ConfigurationError(
-                f"a list of classes is needed, and {entries!r} is one string; write "
-                f"[{entries!r}]"
+                f"allow needs a list of classes, and {entries!r} is a single string; "
+                f"write [{entries!r}]"
             )
         listed = {pair for entry in entries for pair in _pairs_of(entry)}
         #: Module and qualified name of each.
@@ -62,8 +62,8 @@ class Allowed:
         """Raise DecodeError for what is not listed; nothing is imported for that."""
         if (module, name) not in self.pairs:
             raise DecodeError(
-                f"it names {module}:{name}, which is not among the classes allowed; "
-                f"if its objects are safe to make, allow {f'{module}:{name}'!r}"
+                f"it names {module}:{name}, which is not on the list of allowed "
+                f"classes; if that is safe to load, allow {f'{module}:{name}'!r}"
             )
 
     def named_now(self, module: str, name: str) -> tuple[str, str]:
@@ -105,7 +105,7 @@ def _pairs_of(entry: Entry) -> Iterable[tuple[str, str]]:
         if isinstance(pair[0], str) and isinstance(pair[1], str) and "<" not in pair[1]:
             return [(pair[0], pair[1])]
     raise ConfigurationError(
-        f"{entry!r} cannot be allowed: give a class or function of a module's, its "
+        f"{entry!r} cannot be allowed: pass a class or function of a module, its "
         "'module:Qualified.name', or 'module' for all classes of a module"
     )
 

@@ -101,14 +101,16 @@ class _Unpickler(pickle.Unpickler):
 def _enum_member(cls: object, name: str) -> object:
     """Do what getattr does in a pickle of an Enum's member, and nothing else."""
     if not isinstance(cls, EnumType):
-        raise pickle.UnpicklingError("it takes an attribute of what is no Enum")
+        raise pickle.UnpicklingError(
+            "it takes an attribute of something that is not an Enum"
+        )
     return cls.__members__[name]
 
 
 def _encoded(text: str, encoding: str) -> bytes:
     """Do what ``_codecs.encode`` does in a pickle of bytes, and nothing else."""
     if encoding != "latin1":
-        raise pickle.UnpicklingError("it encodes what are no bytes")
+        raise pickle.UnpicklingError("it encodes something that is not bytes")
     return text.encode(encoding)
 
 

@@ -23,5 +23,5 @@ def without_checksum(payload: bytes) -> memoryview:
     view = memoryview(payload)[HEADER:]
     checksum, body = view[:_SIZE], view[_SIZE:]
     if zlib.crc32(body).to_bytes(_SIZE, "big") != checksum:
-        raise DecodeError("it was changed or cut off: its checksum does not fit")
+        raise DecodeError("it was changed or truncated: its checksum does not match")
     return body

@@ -54,8 +54,8 @@ class CompressedSerializer:
         plain = self._inner.dumps(obj, persistent_id)
         if len(plain) > self._max_size:
             raise EncodeError(
-                f"it takes {len(plain)} bytes, and CompressedSerializer compresses and "
-                f"decompresses {self._max_size} at most; raise its max_size"
+                f"it has {len(plain)} bytes, and CompressedSerializer accepts at most "
+                f"{self._max_size}; raise its max_size"
             )
         body = len(plain).to_bytes(_SIZE, "big") + zlib.compress(plain)
         payload = with_checksum(b"Z", body)
@@ -72,9 +72,9 @@ class CompressedSerializer:
         size, packed = int.from_bytes(body[:_SIZE], "big"), body[_SIZE:]
         if size > self._max_size:
             raise DecodeError(
-                f"it says that it is {size} bytes when it is decompressed, and "
-                f"{self._max_size} are the most; if that is true, raise the max_size "
-                "of CompressedSerializer"
+                f"it claims to be {size} bytes after decompression, and at most "
+                f"{self._max_size} are allowed; if the claim is true, raise the "
+                "max_size of CompressedSerializer"
             )
         stream = zlib.decompressobj()
         wrong = size > _MOST_RATIO * len(packed) + _SLACK
@@ -86,7 +86,5 @@ class CompressedSerializer:
             except zlib.error:
                 wrong = True
         if wrong or len(plain) != size or not stream.eof or stream.unused_data:
-            raise DecodeError(
-                f"it is not the {size} compressed bytes that it says it is"
-            )
+            raise DecodeError(f"it does not decompress to the {size} bytes it claims")
         return plain

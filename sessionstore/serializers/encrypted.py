@@ -67,9 +67,9 @@ class EncryptedSerializer:
             if self._allow_plain:
                 return self._inner.loads(payload, persistent_load)
             raise DecodeError(
-                f"it is not encrypted ({writer_of(payload)} wrote it); if it is from "
-                "before payloads were encrypted, read it with allow_plain=True and "
-                "save it again"
+                f"it is not encrypted (written by {writer_of(payload)}); if it dates "
+                "from before payloads were encrypted, read it with allow_plain=True "
+                "and save it again"
             )
         try:
             # Fernet ignores other characters in a token, and bits that base64 does not
@@ -81,9 +81,9 @@ class EncryptedSerializer:
                 raise InvalidToken
         except InvalidToken:
             raise DecodeError(
-                f"none of the {len(self._keys)} keys decrypts it: it was changed or "
-                "cut off, or its key is missing, which then must be added after the "
-                "others"
+                f"none of the {len(self._keys)} keys decrypts it: either it was "
+                "changed or truncated, or its key is missing; add a missing key after "
+                "the others"
             ) from None
         return self._inner.loads(decrypted, persistent_load)
 

@@ -53,9 +53,9 @@ def is_of(kind: Literal[b"S", b"Z", b"J"], payload: bytes) -> bool:
     version = payload[HEADER - 1 : HEADER]
     if version != bytes([_VERSION]):
         raise DecodeError(
-            f"it is in version {version[0] if version else 'none'} of what "
-            f"{_WRITERS[kind]} writes, and this package knows version {_VERSION}; "
-            "read it with a newer one"
+            f"it is in version {version[0] if version else 'none'} of the format of "
+            f"{_WRITERS[kind]}, and this release supports version {_VERSION}; upgrade "
+            "sessionstore"
         )
     return True
 
@@ -66,7 +66,7 @@ def writer_of(payload: bytes) -> str:
         return "EncryptedSerializer"
     if payload.startswith(_MAGIC):
         kind = payload[HEADER - 2 : HEADER - 1]
-        return _WRITERS.get(kind, "a serializer that this package does not know")
+        return _WRITERS.get(kind, "a serializer unknown to this release")
     return "PickleSerializer"
 
 
@@ -74,6 +74,6 @@ def refuse_envelope(payload: bytes) -> None:
     """Raise DecodeError for a payload that is no pickle, but another serializer's."""
     if payload.startswith((_MAGIC, FERNET)):
         raise DecodeError(
-            f"it was written by {writer_of(payload)}, and is read by the same only; "
-            "give it to the store as serializer="
+            f"it was written by {writer_of(payload)}, and only that can read it; pass "
+            "it to the store as serializer="
         )

@@ -95,9 +95,9 @@ class JsonSerializer:
             if self._plain is not None:
                 return self._plain.loads(payload, persistent_load)
             raise DecodeError(
-                f"it is no JSON ({writer_of(payload)} wrote it); if it is from before "
-                "objects were stored as JSON, read it with allow_plain=True and save "
-                "it again"
+                f"it is not JSON (written by {writer_of(payload)}); if it dates from "
+                "before objects were stored as JSON, read it with allow_plain=True "
+                "and save it again"
             )
         body = without_checksum(payload)
         try:
@@ -163,11 +163,11 @@ class _Writer:
             self._allowed.check(cls.__module__, cls.__qualname__)
             return {"$enum": [_path(cls), value.name]}
         if isinstance(value, type) or not _is_plain(cls):
-            raise TypeError(f"JSON has no way to write {_path(cls)}")
+            raise TypeError(f"{_path(cls)} cannot be written as JSON")
         self._allowed.check(cls.__module__, cls.__qualname__)
         state = value.__getstate__()
         if state is not None and type(state) is not dict:
-            raise TypeError(f"{_path(cls)} has __slots__, or a __getstate__ of its own")
+            raise TypeError(f"{_path(cls)} has __slots__ or its own __getstate__")
         if isinstance(value, Persistable):
             state = without_bookkeeping(state)
         if cls.__module__ == "__main__":
@@ -208,7 +208,7 @@ class _Reader:
         path, tree = part
         cls = self._allowed.find(*_pair(path))
         if not isinstance(cls, type) or not _is_plain(cls):
-            raise TypeError(f"no object of {path} can be made of JSON")
+            raise TypeError(f"an object of {path} cannot be built from JSON")
         state = self.value(tree)
         obj: Any = object.__new__(cls)
         if hasattr(cls, "__setstate__"):
@@ -220,7 +220,7 @@ class _Reader:
     def _enum(self, part: Any) -> Any:
         path, name = part
         if not self._allowed.is_enum(*_pair(path)):
-            raise TypeError(f"{path} is no Enum")
+            raise TypeError(f"{path} is not an Enum")
         return self._allowed.find(*_pair(path))[name]
 
 
@@ -243,7 +243,7 @@ def _check_names(tree: Any, allowed: Allowed) -> None:
 def _reference(part: Any) -> tuple[int, str, str]:
     object_id, module, name = part
     if type(object_id) is not int or not isinstance(module, str):
-        raise TypeError("it refers to something that is no object")
+        raise TypeError("it refers to something that is not an object")
     return object_id, module, name
 
 
@@ -258,7 +258,7 @@ def _path(cls: type) -> str:
 
 def _not_finite(text: str) -> float:
     if text not in {"inf", "-inf", "nan"}:
-        raise ValueError(f"{text!r} is no such float")
+        raise ValueError(f"{text!r} is not a special float")
     return float(text)
 
 

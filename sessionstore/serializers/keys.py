@@ -39,8 +39,8 @@ class Keys:
     def __init__(self, keys: Iterable[str | bytes], *, source: str | None = None):
         if isinstance(keys, (str, bytes)):
             raise ConfigurationError(
-                "a list of keys is needed, and one text was given; read them by "
-                "read_keys(), or put the one into a list"
+                "keys must be a list, and a single key was given; read keys with "
+                "read_keys(), or put this one into a list"
             )
         where = "" if source is None else f" in {source!r}"
         self._keys: Sequence[bytes] = [
@@ -48,7 +48,7 @@ class Keys:
         ]
         self._source = source
         if not self._keys:
-            raise ConfigurationError(f"there is no key{where}; make one by new_key()")
+            raise ConfigurationError(f"there is no key{where}; make one with new_key()")
 
     def __iter__(self) -> Iterator[bytes]:
         return iter(self._keys)
@@ -62,13 +62,14 @@ class Keys:
 
     def __reduce__(self) -> tuple[Any, ...]:
         refuse_in_payload(
-            "keys are inside an object to be stored, and everybody who reads the table "
-            "would have them"
+            "an object to be stored contains keys, and everybody who can read the "
+            "table would have them"
         )
         if self._source is None:
             raise ConfigurationError(
-                "keys that are in memory only cannot be pickled, nor can a store that "
-                "has them; get them by read_keys(), and another process reads the file"
+                "keys held only in memory cannot be pickled, and neither can a store "
+                "that has them; get them with read_keys(), so that the other process "
+                "can read the file"
             )
         return read_keys, (self._source,)
 
@@ -100,8 +101,8 @@ def read_keys(source: str | os.PathLike[str]) -> Keys:
     # service's own right to read them as one of the group's.
     if mode & (0o007 if is_credential else 0o077):
         raise ConfigurationError(
-            f"{path} has keys, and others than its owner may read or write it (mode "
-            f"{mode:03o}): chmod 600 {path}"
+            f"{path} contains keys, but users other than its owner can read or write "
+            f"it (mode {mode:03o}): chmod 600 {path}"
         )
     lines = [line.strip() for line in text.splitlines()]
     keys = [line for line in lines if line and not line.startswith(b"#")]
@@ -117,11 +118,13 @@ def _located(source: str) -> tuple[Path, bool]:
         path = Path(source).absolute()
         return path, folder is not None and path.parent == Path(folder)
     if not source or source in {".", ".."}:
-        raise ConfigurationError(f"{source!r} names neither a file nor a credential")
+        raise ConfigurationError(
+            f"{source!r} is neither a file name nor the name of a credential"
+        )
     if folder is None:
         raise ConfigurationError(
-            f"{source!r} is the name of a credential, and this process has none from "
-            f"systemd; for a file here write './{source}'"
+            f"{source!r} is the name of a credential, and systemd gave this process "
+            f"none; for a file here write './{source}'"
         )
     return Path(folder, source), True
 
@@ -135,7 +138,7 @@ def _decoded(key: str | bytes, what: str) -> bytes:
     if len(raw) != _SIZE:
         # Not quoted, as it may be most of a key.
         raise ConfigurationError(
-            f"{what} is not {_SIZE} bytes in base64; make one by new_key()"
+            f"{what} is not {_SIZE} bytes in base64; make one with new_key()"
         ) from None
     return raw
 

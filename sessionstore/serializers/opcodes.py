@@ -134,8 +134,8 @@ def check_opcodes(payload: bytes, allowed: Allowed, *, of_enums: bool = True) ->
     except (IndexError, ValueError):
         # An index of the payload, the stack or the memo; a number or a name.
         raise UnpicklingError(
-            "it is cut off or garbled, or takes from the stack or memo what is not "
-            "there"
+            "it is truncated or corrupt, or refers to a stack or memo entry that does "
+            "not exist"
         ) from None
 
 
@@ -168,7 +168,7 @@ class _Program:
             else:
                 start, after = self._argument(start, length)
             if after > end:
-                raise UnpicklingError("it is cut off")
+                raise UnpicklingError("it is truncated")
             if does == _MEMOIZE:
                 if has_gap or stack[-1] == _MARK:
                     raise IndexError
@@ -195,7 +195,7 @@ class _Program:
             elif does == _STACK_GLOBAL:
                 if below is None or top is None:
                     raise UnpicklingError(
-                        "it imports something by a name that it hides"
+                        "it imports something by a name that cannot be checked"
                     )
                 self._pop(2)
                 stack.append(self._import(payload[below], payload[top]))
@@ -212,17 +212,19 @@ class _Program:
                 break
             elif does == _REFUSED:
                 raise UnpicklingError(
-                    f"it has the opcode {opcode:#04x}, which it should not"
+                    f"it has the opcode {opcode:#04x}, which is not allowed"
                 )
         if after != end or len(stack) != 1:
-            raise UnpicklingError("it goes on after its end, or leaves something over")
+            raise UnpicklingError(
+                "it has data after its end, or leaves something on the stack"
+            )
 
     def _argument(self, start: int, length: int) -> tuple[int, int]:
         """Return where an argument starts, and where it ends."""
         if length == _LINE:
             end = self._payload.find(b"\n", start)
             if end < 0:
-                raise UnpicklingError("it is cut off")
+                raise UnpicklingError("it is truncated")
             return start, end + 1
         text = start + _BYTES_OF_COUNT[length]
         return text, text + int.from_bytes(self._payload[start:text], "little")
@@ -307,10 +309,10 @@ def _after_call(called: int) -> int:
         return _VALUE
     if called == _ENUM:
         return _SHARED
-    raise UnpicklingError("it calls something that it has not imported")
+    raise UnpicklingError("it calls something it did not import")
 
 
 def _after_change(changed: int) -> int:
     if changed == _VALUE:
         return _VALUE
-    raise UnpicklingError("it changes an object that it has not made")
+    raise UnpicklingError("it changes an object it did not create")

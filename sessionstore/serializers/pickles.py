@@ -179,6 +179,6 @@ def _warn_of_all_in_main(payload: bytes) -> None:
 def warn_of_main(name: str) -> None:
     """Warn that an object of a class of __main__ is being stored."""
     warn_user(
-        f"{name} is a class of __main__, which other programs do not have; put it "
-        "into a module, or only this one can load it"
+        f"{name} is a class of __main__, which other programs cannot import; move it "
+        "into a module, or only this program can load the object"
     )

@@ -71,17 +71,17 @@ class SignedSerializer:
             if self._allow_plain:
                 return self._inner.loads(payload, persistent_load)
             raise DecodeError(
-                f"it has no signature ({writer_of(payload)} wrote it); if it is from "
-                "before payloads were signed, read it with allow_plain=True and save "
-                "it again"
+                f"it has no signature (written by {writer_of(payload)}); if it dates "
+                "from before payloads were signed, read it with allow_plain=True and "
+                "save it again"
             )
         signed, signature = memoryview(payload)[:-_SIZE], payload[-_SIZE:]
         if len(signed) < HEADER or not any(
             hmac.compare_digest(_signature(k, signed), signature) for k in self._keys
         ):
             raise DecodeError(
-                f"its signature is of none of the {len(self._keys)} keys: it was "
-                "changed or cut off, or its key is missing, which then must be added "
+                f"its signature matches none of the {len(self._keys)} keys: either it "
+                "was changed or truncated, or its key is missing; add a missing key "
                 "after the others"
             )
         return self._inner.loads(payload[HEADER:-_SIZE], persistent_load)

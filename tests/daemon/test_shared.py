@@ -120,7 +120,7 @@ def test_daemon_that_hangs_loses_its_task_and_no_more(
         until(lambda: all_ended(session))
         lost = [e.info for e in session.history(id_) if e.to_state is State.UNKNOWN]
         assert len(lost) == 1
-        assert "ran out" in lost[0]
+        assert "expired" in lost[0]
         assert states(session, id_)[-4:] == [
             "SUBMITTED",
             "RUNNING",
@@ -153,7 +153,7 @@ def test_command_ends_with_a_lease_that_cannot_be_renewed(
             until(lambda: len(begun(marks)) == 2)
             lost = [e.info for e in session.history(id_) if e.to_state is State.UNKNOWN]
             assert len(lost) == 1
-            assert "could not be renewed" in lost[0] or "ran out" in lost[0]
+            assert "could not be renewed" in lost[0] or "expired" in lost[0]
             cli("stop")
             last = session.history(id_)[-1]
             assert (last.to_state, last.returncode) == (

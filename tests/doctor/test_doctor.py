@@ -266,7 +266,7 @@ def test_missing_column(session: SessionStore, damage: Callable[..., None]) -> N
     """Is named."""
     damage("ALTER TABLE store RENAME COLUMN data TO payload")
     finding = only_wrong(SqlStore(session.store.url, create=False))
-    assert "lacks the column 'data'" in finding.what
+    assert "has no column 'data'" in finding.what
 
 
 def test_missing_table(database_url: str, damage: Callable[..., None]) -> None:

@@ -85,7 +85,7 @@ def test_no_task_is_lost_or_has_two_holders(
     said = "\n".join(hosts.hosts["one"].said())
     for id_, lease_ended_at in ends.items():
         assert lost(hosts, id_).info.startswith("the lease of one/")
-        assert f"task {id_} is held by" in said
+        assert f"task {id_} is now held by" in said
         assert "stop working on it, and claim new work" in said
         last = max(line.at for line in hosts.written(id_) if line.host == "one")
         assert last / 1e9 < lease_ended_at

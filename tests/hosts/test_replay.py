@@ -15,7 +15,7 @@ STORY = [
     ("NEW", "test", 1, ""),
     ("SUBMITTED", "one", 10, ""),
     ("RUNNING", "one", 10, ""),
-    ("UNKNOWN", "two", 5, "the lease of one/boot/1/2/3 ran out"),
+    ("UNKNOWN", "two", 5, "the lease of one/boot/1/2/3 expired"),
     ("SUBMITTED", "two", 20, ""),
     ("RUNNING", "two", 20, ""),
     ("TERMINATING", "two", 20, ""),

@@ -38,11 +38,11 @@ def square(claim: Claim) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "expected"),
     [
-        ("size", -1, "a whole number from 0 up"),
-        ("size", "2", "a whole number from 0 up"),
-        ("lease", 0, "a number of seconds above 0"),
-        ("lease", "60", "a number of seconds above 0"),
-        ("max_attempts", 0, "a whole number from 1 up"),
+        ("size", -1, "an integer, 0 or more"),
+        ("size", "2", "an integer, 0 or more"),
+        ("lease", 0, "a number of seconds greater than 0"),
+        ("lease", "60", "a number of seconds greater than 0"),
+        ("max_attempts", 0, "an integer, 1 or more"),
     ],
 )
 def test_option_that_cannot_be_used_is_refused_at_once(
