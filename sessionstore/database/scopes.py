@@ -110,8 +110,8 @@ class Scopes:
             return None
         if scope.pid != gate.pid:
             raise ForkError(
-                "this transaction was begun by the parent process; leave its block "
-                "before using the store in a forked child"
+                "this transaction was begun by the parent process; in a forked child, "
+                "leave its block before using the store"
             )
         if scope.coroutine is not None and scope.coroutine is not _coroutine():
             # What it writes here would be rolled back with the other's block.
@@ -266,8 +266,9 @@ class Transaction:
             return
         if is_inherited:
             raise ForkError(
-                "this transaction was begun by the parent process, which alone can "
-                "commit it; leave the block in a forked child by os._exit"
+                "this transaction was begun by the parent process, and only the "
+                "parent can commit it; in a forked child, leave the block with "
+                "os._exit()"
             )
         if scope.doomed_by is not None:
             self._roll_back(scope)

@@ -207,8 +207,8 @@ class Guard:
             self._reset()
         elif self.half_initialised:
             self.refusal = (
-                "this engine was making its first connection in another thread "
-                "when the process forked; create a new engine in the child"
+                "another thread was opening the first connection of this engine when "
+                "the process forked; create a new engine in the child"
             )
         # Not a pool that keeps no connections: making a new one takes 1 ms.
         if not isinstance(engine.pool, NullPool):
@@ -287,8 +287,8 @@ def _show_fork_error(context: Any) -> BaseException | None:
 
 def _open_at_fork(name: str) -> str:
     return (
-        f"{name} was in use when this process was forked, and SQLite cannot be "
-        "mended in the child; fork outside transactions and open connections"
+        f"{name} was in use when this process was forked, and SQLite cannot recover "
+        "from that in the child; fork when no transaction or connection is open"
     )
 
 

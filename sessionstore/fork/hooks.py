@@ -65,8 +65,8 @@ def before() -> None:
     started = time.monotonic()
     if not gate.close(WAIT):
         log.error(
-            "forking although other threads' database calls did not end in %.1f s; "
-            "the child will not be able to use SQLite databases that are busy",
+            "forking although other threads' database calls were still running after "
+            "%.1f s; the child cannot use the SQLite databases they were using",
             time.monotonic() - started,
         )
     _for_each(lambda watcher: watcher.before_fork())

@@ -17,7 +17,7 @@ __all__ = ["PARENTS", "ParentsConnection", "descriptor_of", "disown", "is_disown
 
 PARENTS = (
     "this connection was opened by the parent process and cannot be used in a forked "
-    "child; open one here"
+    "child; open a new one in the child"
 )
 #: By ``id()``, which is never used again, as they live for ever.
 _disowned: set[int] = set()
