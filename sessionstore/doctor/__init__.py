@@ -67,5 +67,5 @@ def examine(store: SqlStore) -> Iterator[Finding]:
             Level.WRONG,
             str(error),
             "nothing can be read or written",
-            "see that the database runs and that the URL is right",
+            "check that the database is running and that the URL is right",
         )

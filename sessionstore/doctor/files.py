@@ -61,7 +61,7 @@ def _journal(patient: Patient) -> Finding:
         "journal mode",
         Level.WRONG,
         f"it is {mode}, not wal",
-        "readers and writers keep each other waiting",
+        "readers and writers block each other",
         "PRAGMA journal_mode = WAL",
         lambda: _use_wal(patient.store),
     )
@@ -81,8 +81,8 @@ def _synchronous(patient: Patient) -> Finding:
         "synchronous",
         Level.WRONG,
         f"the store is opened with synchronous={given}",
-        "a power cut may take what was acknowledged",
-        "leave the option out",
+        "a power cut can undo writes that were already reported as done",
+        "remove that option",
     )
 
 
@@ -94,7 +94,7 @@ def _mode(path: Path) -> Finding:
         if file.exists() and stat.S_IMODE(file.stat().st_mode) & 0o077
     ]
     if not shared:
-        return Finding("file mode", Level.OK, f"{path} is its owner's only")
+        return Finding("file mode", Level.OK, f"only its owner can access {path}")
 
     def close_to_others() -> None:
         for file in shared:
@@ -104,8 +104,8 @@ def _mode(path: Path) -> Finding:
     return Finding(
         "file mode",
         Level.WRONG,
-        f"others may use {names}",
-        "who can write payloads can run code in what reads them",
+        f"other users can access {names}",
+        "whoever can write payloads can run code in the programs that read them",
         f"chmod go= {names}",
         close_to_others,
     )
@@ -123,9 +123,11 @@ def _place(path: Path) -> Finding:
     return Finding(
         "file system",
         Level.WRONG,
-        f"{mount.mountpoint} is of type {mount.fstype}, which hosts share",
-        "SQLite's WAL works within one host, and its locks may not work at all",
-        f"sessionstore copy sqlite:///{path} to a local disk, or to PostgreSQL",
+        f"{mount.mountpoint} is of type {mount.fstype}, a file system that several "
+        "hosts can share",
+        "SQLite's WAL works on one host only, and file locks may not work at all here",
+        f"sessionstore copy sqlite:///{path} to a database on a local disk, or to "
+        "PostgreSQL",
     )
 
 
@@ -141,7 +143,7 @@ def _whole(patient: Patient) -> Finding:
         "integrity",
         Level.WRONG,
         "; ".join(problems),
-        "rows may be lost or told wrong",
+        "rows may be missing or wrong",
         "stop all writers, then: sqlite3 FILE .recover | sqlite3 NEWFILE",
     )
 
@@ -161,7 +163,8 @@ def _wal(patient: Patient, path: Path) -> Finding:
         "write-ahead log",
         Level.WRONG,
         f"{wal} has grown to {size / 2**20:.0f} MiB",
-        "a reader that never ends keeps it from being written back; all get slower",
-        "end that program, then: PRAGMA wal_checkpoint(TRUNCATE)",
+        "a read transaction that never ends keeps it from being truncated; every "
+        "program gets slower",
+        "end that program, then run: PRAGMA wal_checkpoint(TRUNCATE)",
         write_back,
     )

@@ -29,19 +29,19 @@ def check(patient: Patient) -> Iterator[Finding]:
             orphaned.append(id_)
         elif lease_expires_at <= now:
             expired.append(id_)
-    yield _finding("leases", "leases that ran out", expired)
-    yield _finding("holders", "tasks whose holder on this host is gone", orphaned)
+    yield _finding("leases", "tasks with an expired lease", expired)
+    yield _finding("holders", "tasks claimed by a dead process on this host", orphaned)
 
 
 def _finding(check: str, what: str, ids: list[int]) -> Finding:
     if not ids:
-        return Finding(check, Level.OK, "none is left behind")
+        return Finding(check, Level.OK, "none")
     return Finding(
         check,
         Level.WRONG,
         f"{what}: {some(ids, len(ids))}",
-        "nobody works on them until somebody recovers them",
+        "no worker runs them until they are recovered",
         # No mend: commands that the holder left behind may still run, and only its
         # program knows how to end them.
-        "start a daemon of that session, or call session.recover()",
+        "start a daemon for that session, or call session.recover()",
     )

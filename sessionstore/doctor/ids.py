@@ -22,7 +22,7 @@ def check(patient: Patient) -> Iterator[Finding]:
         select(schema.ids.c.next_id).where(schema.ids.c.id == 1)
     ).scalar()
     if following is not None and following > largest:
-        yield Finding("IDs", Level.OK, f"the next block begins at {following}")
+        yield Finding("IDs", Level.OK, f"the next block starts at {following}")
         return
 
     def move_on() -> None:
@@ -40,10 +40,10 @@ def check(patient: Patient) -> Iterator[Finding]:
     yield Finding(
         "IDs",
         Level.WRONG,
-        f"the next block begins at {following}, and there is an ID {largest}"
+        f"the next block starts at {following}, but the ID {largest} is in use"
         if following is not None
-        else f"the row of {schema.ids.name} is gone",
-        "should the newest objects be removed, their IDs would be given out again",
+        else f"the row of the table {schema.ids.name} is missing",
+        "if the newest objects are removed, their IDs could be used again",
         "sessionstore doctor --fix",
         move_on,
     )

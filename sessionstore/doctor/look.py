@@ -27,7 +27,10 @@ def looking(store: SqlStore) -> Iterator[Connection]:
     """
     database = store._objects.database
     if database.connections.is_in_memory:
-        raise ConfigurationError("an in-memory database ends with its process")
+        raise ConfigurationError(
+            "an in-memory database can be examined only by the process that opened "
+            "it; give the URL of a file or a server"
+        )
     engine = protect(
         create_engine(
             _as_it_is(store), poolclass=NullPool, isolation_level="AUTOCOMMIT"

@@ -17,14 +17,14 @@ def check(patient: Patient) -> Iterator[Finding]:
     """Read all objects."""
     ids = [error.id for error in unreadable(patient.store)]
     if not ids:
-        yield Finding("payloads", Level.OK, "all can be read")
+        yield Finding("payloads", Level.OK, "all objects can be read")
         return
     yield Finding(
         "payloads",
         Level.WRONG,
         f"{len(ids)} cannot be read: {some(ids, len(ids))}",
-        "they are kept, and no program can work on them",
-        "sessionstore unreadable tells the reasons",
+        "they are kept, but no program can use them",
+        "run sessionstore unreadable to see why",
     )
 
 

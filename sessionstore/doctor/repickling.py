@@ -95,7 +95,7 @@ def _repickled(
             continue
         problem = ""
         if holders.get(id_) is not None:
-            problem = "it is claimed; run this again later"
+            problem = "it is claimed; run repickle again later"
         elif connection is not None:
             _write(connection, objects.schema, id_, new)
         yield Repickled(id_, len(old), len(new), problem)

@@ -12,10 +12,10 @@ from sessionstore.doctor.finding import Finding, Level, Patient
 
 __all__ = ["check"]
 
-_NO_CLAIMS = "it has no SKIP LOCKED, so that no task can be claimed"
+_NO_CLAIMS = "it has no SKIP LOCKED, so no task can be claimed"
 #: The oldest release that works, and why older ones do not.
 _OLDEST = {
-    "postgresql": ((12,), "it has no tcp_user_timeout, which each connection sets"),
+    "postgresql": ((12,), "it has no tcp_user_timeout, which every connection sets"),
     "mysql": ((8, 0, 1), _NO_CLAIMS),
     "mariadb": ((10, 6), _NO_CLAIMS),
 }
@@ -62,9 +62,9 @@ def _driver(patient: Patient) -> Finding:
     return Finding(
         "driver",
         Level.NOTE,
-        "mysqlclient ends its parent's connection when a forked child ends",
-        "stores are safe from that, engines of your own are not",
-        "sessionstore.protect(engine), or the driver pymysql",
+        "when a forked child exits, mysqlclient closes the parent's connection",
+        "stores are protected from that; your own engines are not",
+        "call sessionstore.protect(engine), or use the driver pymysql",
     )
 
 
@@ -77,8 +77,9 @@ def _packet_limit(patient: Patient) -> Finding:
         "packet limit",
         Level.NOTE,
         mebibytes,
-        "an object whose pickle is larger cannot be saved",
-        "SET GLOBAL max_allowed_packet = 134217728, and in the server's configuration",
+        "a larger object cannot be saved",
+        "SET GLOBAL max_allowed_packet = 134217728, and set it in the server's "
+        "configuration",
     )
 
 
@@ -96,9 +97,9 @@ def _time_zone(patient: Patient) -> Finding:
         "time zone",
         Level.NOTE,
         f"{variable} is {zone}",
-        "the store's own times are UTC whatever it is; in columns of your own, what "
-        "the server calls now is that zone's",
-        "set it to UTC, if those are compared",
+        "the store's own times are always UTC, but now() in your own columns is in "
+        "this time zone",
+        "set it to UTC if you compare those columns with the store",
     )
 
 
@@ -107,13 +108,14 @@ def _clock(patient: Patient) -> Finding:
     now = patient.connection.execute(select(Now())).scalar_one() / 1e6
     after = time.time()
     apart = max(before - now, now - after, 0.0)
-    said = f"this host's clock is {apart:.1f} s from the database's"
+    said = f"this host's clock differs from the database's by {apart:.1f} s"
     if apart <= APART:
         return Finding("clock", Level.OK, said)
     return Finding(
         "clock",
         Level.WRONG,
         said,
-        "leases go by the database's, but logs and histories tell different times",
+        "leases follow the database's clock, but times in logs and in the history "
+        "will disagree",
         "timedatectl set-ntp true",
     )

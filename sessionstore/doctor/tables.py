@@ -32,8 +32,8 @@ def _columns(patient: Patient) -> Iterator[Finding]:
             Level.WRONG,
             str(error),
             "no object can be read",
-            f"{'ALTER TABLE' if is_there else 'sessionstore migrate'}, or "
-            "#table=NAME at the URL's end for another one",
+            f"{'ALTER TABLE' if is_there else 'sessionstore migrate'}, or name "
+            "another table with #table=NAME at the end of the URL",
         )
         return
     columns = {
@@ -46,8 +46,8 @@ def _columns(patient: Patient) -> Iterator[Finding]:
         yield Finding(
             "table",
             Level.WRONG,
-            f"the column data is a {kind}",
-            "it holds less than 64 MiB: a larger object cannot be saved",
+            f"the column 'data' is of type {kind}",
+            "it holds less than 64 MiB; a larger object cannot be saved",
             f"ALTER TABLE {quoted} MODIFY data LONGBLOB",
         )
     else:
@@ -62,23 +62,24 @@ def _version(patient: Patient) -> Finding:
         return Finding(
             "schema version",
             Level.NOTE,
-            "there are no tables for sessions",
-            "objects can be kept here, tasks of a session cannot",
+            "there are no session tables",
+            "objects can be stored here, but sessions cannot",
             "sessionstore migrate",
         )
     if version > CURRENT_VERSION:
         return Finding(
             "schema version",
             Level.WRONG,
-            f"it is {version}, and this release knows {CURRENT_VERSION}",
-            "what a newer release keeps cannot be written by an older one",
+            f"it is {version}, and this release supports versions up to "
+            f"{CURRENT_VERSION}",
+            "an older release cannot write to the tables of a newer one",
             "pip install --upgrade sessionstore",
         )
     return Finding(
         "schema version",
         Level.WRONG,
-        f"it is {version}, of which {CURRENT_VERSION} is the newest",
-        "what opens the store without creating tables may find some missing",
+        f"it is {version}; the current version is {CURRENT_VERSION}",
+        "programs that open the store with create=False may find tables missing",
         "sessionstore migrate",
         lambda: migrate(patient.store),
     )

@@ -282,7 +282,7 @@ def test_small_column(session: SessionStore, damage: Callable[..., None]) -> Non
     """As old programs made it; the remedy works as it stands."""
     damage("ALTER TABLE store MODIFY data BLOB")
     finding = only_wrong(session.store)
-    assert finding.what == "the column data is a BLOB"
+    assert finding.what == "the column 'data' is of type BLOB"
     damage(finding.remedy)
     assert wrong(session.store) == {}
 
@@ -376,7 +376,7 @@ def test_lease_that_ran_out(session: SessionStore, damage: Callable[..., None]) 
         "UPDATE store_job SET holder = 'elsewhere/b/1/2/3', "
         "claimable_at = 5, lease_expires_at = 5"
     )
-    assert only_wrong(session.store).what == f"leases that ran out: {id_}"
+    assert only_wrong(session.store).what == f"tasks with an expired lease: {id_}"
     session.recover()
     assert wrong(session.store) == {}
 

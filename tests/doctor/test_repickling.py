@@ -65,7 +65,7 @@ def test_claimed_task_is_left_to_its_holder(
     renaming = SessionStore(session.store.url, rename=NAMES)
     [claim] = renaming.claim()
     problems = {one.id: one.problem for one in repickle(renaming.store)}
-    assert problems.pop(claim.id) == "it is claimed; run this again later"
+    assert problems.pop(claim.id) == "it is claimed; run repickle again later"
     assert problems == dict.fromkeys(ids[1:3], "")
     claim.transition(State.SUBMITTED)
     assert [error.id for error in unreadable(session.store)] == [claim.id]
