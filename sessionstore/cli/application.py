@@ -25,10 +25,11 @@ READS = ("url", "session", "json", "keys", "serializer", "rename")
 READS_STORE = ("url", "json", "keys", "serializer", "rename")
 
 app = typer.Typer(
-    help="Look into session stores, and change what is in them.",
-    epilog="Exit status: 0 all went well; 1 something went wrong, or the answer was "
-    "no; 2 the command line is wrong; 130 Ctrl-C ended it early (but 0 for watch and "
-    "tail, which end so). Times are UTC. In a pipe, columns are separated by tabs.",
+    help="Inspect session stores, and change what is in them.",
+    epilog="Exit status: 0 success; 1 something went wrong, or a question was answered "
+    "with no; 2 the command line is wrong; 130 interrupted by Ctrl-C (0 for watch "
+    "and tail, which normally end that way). Times are UTC. In a pipe, columns "
+    "are separated by tabs.",
     pretty_exceptions_enable=False,  # they would show the URL's password
 )
 
@@ -38,8 +39,8 @@ Url = Annotated[
         "--url",
         envvar="SESSIONSTORE_URL",
         metavar="URL",
-        help="The store, as sqlite:////var/lib/app/tasks.db. One with a password is "
-        "better in the environment: a command line is shown to everybody.",
+        help="The store's URL, like sqlite:////var/lib/app/tasks.db. Put one with a "
+        "password into the environment: other users can see command lines.",
     ),
 ]
 
@@ -65,7 +66,7 @@ SessionName = Annotated[
         autocompletion=_session_names,
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")]
 
 Keys = Annotated[
     str | None,
@@ -73,7 +74,8 @@ Keys = Annotated[
         "--keys",
         envvar="SESSIONSTORE_KEYS",
         metavar="FILE",
-        help="The keys that payloads are signed with; unsigned ones are not unpickled.",
+        help="A file with the keys that payloads are signed with; unsigned payloads "
+        "are not unpickled.",
     ),
 ]
 SerializerName = Annotated[
@@ -82,7 +84,7 @@ SerializerName = Annotated[
         "--serializer",
         envvar="SESSIONSTORE_SERIALIZER",
         metavar="MODULE:NAME",
-        help="The serializer that your program gives its store, if any.",
+        help="The serializer that your program passes to its store, if any.",
     ),
 ]
 Rename = Annotated[
@@ -90,7 +92,8 @@ Rename = Annotated[
     typer.Option(
         "--rename",
         metavar="OLD=NEW",
-        help="A class that has moved, as old.module:Old=new.module:New, or a module.",
+        help="A class that has moved, as old.module:Old=new.module:New, or a module. "
+        "Can be repeated.",
     ),
 ]
 
@@ -120,7 +123,7 @@ def _top(
             "--version",
             callback=_show_version,
             is_eager=True,
-            help="Show the version, and exit.",
+            help="Show the version and exit.",
         ),
     ] = False,
 ) -> None:

@@ -28,9 +28,9 @@ from sessionstore.task import State
 __all__ = ["CHANGES", "Change", "DryRun", "Yes", "agreed", "changing"]
 
 Ids = Annotated[list[int] | None, typer.Argument(metavar="[ID]...", show_default=False)]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Only list the tasks that are meant.")
+    bool, typer.Option("--dry-run", help="Only list the tasks that would be changed.")
 ]
 _ALL = frozenset(State)
 _NOT_ENDED = _ALL - {State.TERMINATED}
@@ -66,41 +66,43 @@ def _ask(what: Request, state: State) -> Callable[[SessionStore, int], object]:
 CHANGES = (
     Change(
         "redo",
-        "Make TERMINATED tasks NEW again; their history stays.",
+        "Make TERMINATED tasks NEW again; their history is kept.",
         "redone",
         lambda session, id_: session.redo(id_),
         {State.TERMINATED},
     ),
     Change(
         "cancel",
-        "Have tasks end: by whoever holds them, else at once.",
+        "End tasks. A claimed task is ended by its holder, any other at once.",
         "cancelled, or asked to end",
         _ask("cancel", State.TERMINATED),
         _NOT_ENDED,
     ),
     Change(
         "hold",
-        "Have tasks stop until they are resumed: by whoever holds them, else at once.",
-        "held, or asked to stop",
+        "Stop tasks until they are resumed. A claimed task is stopped by its holder, "
+        "any other at once.",
+        "held, or asked to hold",
         _ask("hold", State.STOPPED),
         _NOT_ENDED - {State.STOPPED},
     ),
     Change(
         "resume",
-        "Have STOPPED tasks go on: by whoever holds them, else by who claims them.",
-        "resumed, or asked to go on",
+        "Let STOPPED tasks go on. A claimed task goes on with its holder, any other "
+        "when it is claimed.",
+        "resumed, or asked to resume",
         _ask("resume", State.UNKNOWN),
         {State.STOPPED},
     ),
     Change(
         "forget",
-        "Take tasks out of the session; they stay in the store.",
+        "Remove tasks from the session; they stay in the store.",
         "forgotten",
         lambda session, id_: session.forget(id_),
     ),
     Change(
         "remove",
-        "Remove tasks for good, and those inside them, for which they are unpickled.",
+        "Delete tasks and the tasks inside them, which are unpickled for that.",
         "removed",
         lambda session, id_: session.remove(id_),
     ),
@@ -124,8 +126,8 @@ def changing(what: Change) -> Callable[..., int]:
         filters = (state, name, since, until, holder)
         if bool(ids) == any(filters):
             raise UsageError(
-                f"say which tasks to {what.name}: either by their IDs or by --state, "
-                "--name, --since, --until and --holder; --name '*' means all"
+                f"say which tasks to {what.name}: either by ID, or by --state, "
+                "--name, --since, --until and --holder; --name '*' selects all"
             )
         with common.opened() as (session, listing, session_id):
             rows: Iterable[JobRow]
@@ -180,7 +182,9 @@ def agreed(question: str, yes: bool) -> bool:
     if yes:
         return True
     if not sys.stdin.isatty():
-        raise UsageError(f"{question} There is nobody to ask; --yes says so")
+        raise UsageError(
+            f"{question} There is no terminal to ask on; pass --yes to confirm"
+        )
     # To standard error, as the question is no part of what the command prints.
     return typer.confirm(visible(question), err=True)
 
@@ -217,7 +221,7 @@ def _make_all(
 def _make(what: Change, session: SessionStore, listing: Listing, row: JobRow) -> None:
     if row.state not in what.states:
         raise TransitionError(
-            f"task {row.id} is {row.state}, in which there is nothing to {what.name}",
+            f"task {row.id} is {row.state}; there is nothing to {what.name}",
             id=row.id,
         )
     for attempt in range(ATTEMPTS):
@@ -226,7 +230,7 @@ def _make(what: Change, session: SessionStore, listing: Listing, row: JobRow) ->
                 if not listing.lock([row]):
                     raise ConflictError(
                         f"task {row.id} was changed or removed since it was listed, "
-                        "and was left alone",
+                        "so it was left alone",
                         id=row.id,
                     )
                 what.make(session, row.id)

@@ -17,7 +17,7 @@ from sessionstore.cli.application import READS, READS_STORE, SHARED, add, app
 __all__ = ["app"]
 
 LOOK, CHANGE = "Look", "Change tasks"
-MOVE, MEND = "Move a store", "Examine and mend a store"
+MOVE, MEND = "Move a store", "Examine and repair a store"
 
 add(looking.sessions, panel=LOOK, shared=("url", "json"))
 add(looking.ls, panel=LOOK)

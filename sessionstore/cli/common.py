@@ -53,7 +53,7 @@ class Common:
     def named_url(self) -> str:
         """Return the URL, or raise a usage error if none was given."""
         if not self.url:
-            raise UsageError("no store is named: give --url, or set SESSIONSTORE_URL")
+            raise UsageError("no store is given: pass --url, or set SESSIONSTORE_URL")
         return self.url
 
     @contextmanager
@@ -70,8 +70,8 @@ class Common:
     def _serializer(self) -> Serializer | None:
         if self.keys and self.serializer:
             raise UsageError(
-                "give --keys or --serializer, not both; SESSIONSTORE_KEYS and "
-                "SESSIONSTORE_SERIALIZER count too"
+                "give --keys or --serializer, not both; the variables "
+                "SESSIONSTORE_KEYS and SESSIONSTORE_SERIALIZER count as well"
             )
         if self.keys:
             return SignedSerializer(PickleSerializer(), read_keys(self.keys))
@@ -102,11 +102,11 @@ def _serializer(place: str) -> Serializer:
         found: Serializer = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise UsageError(
-            f"--serializer {place!r}: {error}; modules are looked for as by Python, "
-            "and in PYTHONPATH"
+            f"--serializer {place!r}: {error}; check the name, and that PYTHONPATH "
+            "has its directory"
         ) from error
     if not (hasattr(found, "dumps") and hasattr(found, "loads")):
-        raise UsageError(f"--serializer {place!r}: it has no dumps and loads")
+        raise UsageError(f"--serializer {place!r}: it must have dumps and loads")
     return found
 
 

@@ -35,9 +35,9 @@ _AT_WORK = [str(state) for state in State if state not in {State.NEW, State.TERM
 
 
 def watch(common: Common, state: States = None, name: Name = None) -> None:
-    """Show the session's counts and the tasks at work, live; Ctrl-C ends it.
+    """Show the session's counts and the tasks at work, live, until Ctrl-C.
 
-    In a pipe, or with --json, the counts are a line each time that they change.
+    In a pipe, or with --json, prints a line of counts each time they change.
     """
     from rich.live import Live  # which no other command needs
 
@@ -111,14 +111,15 @@ def tail(
         typer.Option(
             "--since",
             metavar="TIME",
-            help="Begin with those since then: 90m, 12h, 7d ago, or a time (UTC).",
+            help="Start with transitions from this time on: 90m, 12h or 7d ago, or a "
+            "time in UTC.",
         ),
     ] = None,
     until_ended: Annotated[
-        bool, typer.Option("--until-ended", help="End when all tasks are TERMINATED.")
+        bool, typer.Option("--until-ended", help="Exit when all tasks are TERMINATED.")
     ] = False,
 ) -> None:
-    """Follow the transitions of all tasks, one a line; Ctrl-C ends it."""
+    """Follow the transitions of all tasks, one per line, until Ctrl-C."""
     with common.opened() as (session, listing, session_id):
         try:
             begin = moment(listing, since, "--since") or listing.now()

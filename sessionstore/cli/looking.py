@@ -28,7 +28,7 @@ _USUAL = ("id", "state", "name", "changed", "holder", "returncode")
 
 
 def sessions(common: Common) -> None:
-    """List the sessions: their tasks by state, when they began and last changed."""
+    """List the sessions: tasks by state, when created and last changed."""
     output = common.output
     with common.listing() as listing, output.progress("counting"):
         found = listing.sessions()
@@ -64,39 +64,41 @@ def ls(
         typer.Option(
             "--sort",
             metavar="COLUMN",
-            help="added, id, name, state, created or changed; in the order added, "
-            "only what is shown is read.",
+            help="added, id, name, state, created or changed; only with added are no "
+            "other tasks read than those shown.",
             autocompletion=lambda incomplete: [
                 word for word in SORTS if word.startswith(incomplete)
             ],
         ),
     ] = "added",
     reverse: Annotated[
-        bool, typer.Option("--reverse", "-r", help="The last ones first.")
+        bool, typer.Option("--reverse", "-r", help="Reverse the order.")
     ] = False,
     limit: Annotated[
         int,
         typer.Option(
-            "--limit", "-n", min=1, max=10**9, help="Show this many tasks at most."
+            "--limit", "-n", min=1, max=10**9, help="Show at most this many tasks."
         ),
     ] = 50,
-    everything: Annotated[
-        bool, typer.Option("--all", help="Show all, however many there are.")
-    ] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Show all tasks.")] = False,
     after: Annotated[
         int | None,
         typer.Option(
-            "--after", metavar="ID", help="Show what follows this task: the next page."
+            "--after",
+            metavar="ID",
+            help="Show the tasks after this one: the next page.",
         ),
     ] = None,
     columns: Annotated[
         str | None,
         typer.Option(
-            "--columns", metavar="NAMES", help=f"Which to show: {', '.join(COLUMNS)}."
+            "--columns",
+            metavar="NAMES",
+            help=f"Columns to show, separated by commas: {', '.join(COLUMNS)}.",
         ),
     ] = None,
 ) -> None:
-    """List tasks, page by page. No object is read."""
+    """List tasks, page by page, without reading their objects."""
     words_among("column to sort by", [sort], [*SORTS])
     given = _USUAL if columns is None else columns.replace(" ", "").split(",")
     shown = words_among("column", given, COLUMNS)
@@ -118,4 +120,6 @@ def ls(
             page = [*islice(rows, limit + 1)]
         common.output.rows(shown, map(cells_of, page[:limit]))
         if len(page) > limit:
-            common.output.say(f"more follow: --after {page[limit - 1].id}, or --all")
+            common.output.say(
+                f"there are more: use --after {page[limit - 1].id}, or --all"
+            )

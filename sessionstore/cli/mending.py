@@ -27,10 +27,10 @@ _STYLES = {"ok": "green", "note": "yellow", "wrong": "bold red"}
 def doctor(
     common: Common,
     fix: Annotated[
-        bool, typer.Option("--fix", help="Mend what can be mended safely.")
+        bool, typer.Option("--fix", help="Fix what can be fixed safely.")
     ] = False,
 ) -> int:
-    """Examine a store: what is wrong, why it matters, what mends it.
+    """Examine a store: what is wrong, why it matters, how to fix it.
 
     Payloads are read, which runs what unpickling them runs. Status 1: something is
     wrong, and was not mended.
@@ -45,7 +45,7 @@ def doctor(
                 continue
             if fix and finding.mend is not None:
                 finding.mend()
-                common.output.say(f"mended: {finding.check}")
+                common.output.say(f"fixed: {finding.check}")
             else:
                 wrong += 1
     return 1 if wrong else 0
@@ -68,9 +68,9 @@ def _show(common: Common, finding: Finding) -> None:
 
 
 def unreadable(common: Common) -> int:
-    """List the objects that cannot be read, and why. Status 1: there are some.
+    """List the objects that cannot be read, and why. Exit status 1 if there are any.
 
-    With --rename, those that cannot be read even so.
+    With --rename, those that cannot be read even then.
     """
     from sessionstore import doctor as doctors
 
@@ -90,12 +90,15 @@ def unreadable(common: Common) -> int:
 def repickle(
     common: Common,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only list the objects that would change.")
+        bool,
+        typer.Option(
+            "--dry-run", help="Only list the objects that would be rewritten."
+        ),
     ] = False,
 ) -> int:
-    """Write objects anew as --rename and --serializer have it, in batches.
+    """Rewrite objects as --rename and --serializer say, in batches.
 
-    Tasks that are claimed are left for later. Status 1: some could not be written.
+    Claimed tasks are left for later. Exit status 1 if some could not be written.
     """
     from sessionstore import doctor as doctors
 
@@ -118,7 +121,7 @@ def repickle(
 
 
 def migrate(common: Common) -> None:
-    """Bring a store's tables up to date, or make those that sessions need."""
+    """Bring a store's tables up to date, or create those that sessions need."""
     from sessionstore import doctor as doctors
 
     with common.store() as store:

@@ -25,15 +25,17 @@ __all__ = ["copy", "export", "import_"]
 Session = Annotated[
     str | None,
     typer.Option(
-        "--session", metavar="NAME", help="This session only; else the whole store."
+        "--session",
+        metavar="NAME",
+        help="Only this session; without it, the whole store.",
     ),
 ]
 As = Annotated[
     str | None,
-    typer.Option("--as", metavar="NAME", help="What the session is called there."),
+    typer.Option("--as", metavar="NAME", help="The session's name in the target."),
 ]
 Verify = Annotated[
-    bool, typer.Option("--verify", help="Read all back, and compare it.")
+    bool, typer.Option("--verify", help="Read everything back and compare it.")
 ]
 
 
@@ -47,8 +49,8 @@ def copy(
 ) -> None:
     """Copy a store, or a session of it, to another database or table.
 
-    What was interrupted goes on when it is run again. A command line is shown to
-    everybody: leave passwords to the drivers' own files, or use export and import.
+    If interrupted, run it again to continue. Other users can see command lines: keep
+    passwords in the drivers' own files, or use export and import.
     """
     from sessionstore import transfer
 
@@ -72,7 +74,7 @@ def export(
 ) -> None:
     """Write a store, or a session of it, to a new archive file.
 
-    Workers may go on meanwhile: it has what was there at one moment.
+    Workers can keep running: the archive has the state of one moment.
     """
     from sessionstore import transfer
 
@@ -93,23 +95,23 @@ def import_(
         typer.Option(
             "--objects",
             metavar="URL",
-            help="Where a directory's objects are now, if not where it says.",
+            help="Where the directory's objects are now, if they have moved.",
         ),
     ] = None,
 ) -> int:
-    """Read an archive, or a session directory of GC3Pie's, into a store.
+    """Read an archive, or a GC3Pie session directory, into a store.
 
-    What was interrupted goes on, or begins anew, when it is run again.
+    If interrupted, run it again: it continues, or starts over.
     """
     from sessionstore import transfer
 
     url = common.named_url()
     if file.is_dir():
         if verify:
-            raise UsageError("--verify is for archives")
+            raise UsageError("--verify works with archives only")
         return _import_directory(common, url, file, called, objects)
     if objects is not None:
-        raise UsageError("--objects is for session directories of GC3Pie's")
+        raise UsageError("--objects works with GC3Pie session directories only")
     with bars(common.output) as progress:
         done = transfer.import_archive(
             file, url, rename=called, verify=verify, progress=progress

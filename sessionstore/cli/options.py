@@ -34,7 +34,8 @@ States = Annotated[
     typer.Option(
         "--state",
         metavar="STATE",
-        help="In this state, or one of several: with commas, or given again.",
+        help="In this state; for several, separate them with commas or repeat the "
+        "option.",
         autocompletion=lambda incomplete: [
             str(state) for state in State if state.startswith(incomplete)
         ],
@@ -45,7 +46,7 @@ Name = Annotated[
     typer.Option(
         "--name",
         metavar="PATTERN",
-        help="With a name like this; * and ? as in the shell.",
+        help="With a name that matches this pattern; * and ? as in the shell.",
     ),
 ]
 Since = Annotated[
@@ -53,19 +54,20 @@ Since = Annotated[
     typer.Option(
         "--since",
         metavar="TIME",
-        help="Last changed then or later: 90m, 12h, 7d ago, or 2026-01-31T12:00 (UTC).",
+        help="Last changed at or after this time: 90m, 12h or 7d ago, or "
+        "2026-01-31T12:00 (UTC).",
     ),
 ]
 Until = Annotated[
     str | None,
-    typer.Option("--until", metavar="TIME", help="Last changed before then."),
+    typer.Option("--until", metavar="TIME", help="Last changed before this time."),
 ]
 Holder = Annotated[
     str | None,
     typer.Option(
         "--holder",
         metavar="PATTERN",
-        help="Claimed by this HOST or HOST/PID; '*' is anybody.",
+        help="Claimed by this HOST or HOST/PID; '*' matches any holder.",
     ),
 ]
 
@@ -117,6 +119,6 @@ def moment(listing: Listing, text: str | None, option: str) -> datetime | None:
         return (at if at.tzinfo else at.replace(tzinfo=UTC)).astimezone(UTC)
     except (ValueError, OverflowError):
         raise UsageError(
-            f"{option} {text[:100]!r} is no time: write 90m, 12h or 7d for so long "
-            "ago, or a date as 2026-01-31 or 2026-01-31T12:00"
+            f"{option} {text[:100]!r} is not a time: write 90m, 12h or 7d for that "
+            "long ago, or a date like 2026-01-31 or 2026-01-31T12:00"
         ) from None

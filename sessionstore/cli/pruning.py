@@ -32,15 +32,15 @@ def prune(
             "--older-than",
             metavar="TIME",
             show_default=False,
-            help="Last changed before then: 30d, 12h ago, or a time (UTC).",
+            help="Last changed before this time: 30d or 12h ago, or a time in UTC.",
         ),
     ],
     yes: Yes = False,
     dry_run: DryRun = False,
 ) -> int:
-    """Remove TERMINATED tasks and their history for good, in batches.
+    """Delete TERMINATED tasks and their history, in batches.
 
-    What is inside them goes too; they are unpickled to find it.
+    The tasks inside them are deleted too; they are unpickled to find those.
     """
     output = common.output
     with common.opened() as (session, listing, session_id):
@@ -55,7 +55,7 @@ def prune(
         if not number:
             output.say("there is no task to remove")
             return 0
-        tasks = f"{number} finished task{'s' if number > 1 else ''}"
+        tasks = f"{number} TERMINATED task{'s' if number > 1 else ''}"
         if not agreed(f"remove {tasks} of {session.name!r}?", yes):
             return 1
         removed = 0

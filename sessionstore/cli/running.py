@@ -56,8 +56,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
         # No traceback: what it quotes may hold the password.
         where = traceback.extract_tb(error.__traceback__)[-1]
         complain(
-            f"this is a mistake in the program: {type(error).__name__} in "
-            f"{os.path.basename(where.filename)}, line {where.lineno}; please report it"
+            f"bug in sessionstore: {type(error).__name__} in "
+            f"{os.path.basename(where.filename)}, line {where.lineno}; please report "
+            "it"
         )
     finally:
         log.removeHandler(lines)

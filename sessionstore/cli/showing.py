@@ -30,11 +30,11 @@ def show(
     raw: Annotated[
         bool,
         typer.Option(
-            "--raw", help="Do not unpickle: show the payload's size and first bytes."
+            "--raw", help="Do not unpickle; show the payload's size and first bytes."
         ),
     ] = False,
 ) -> None:
-    """Show one task whole, with its attributes. Unpickles it, unless --raw."""
+    """Show all of one task. Its attributes are unpickled, unless --raw is given."""
     with common.opened() as (session, listing, session_id):
         job = listing.job(session_id, id_)
         known = {**cells_of(job), "session": session.name}
@@ -45,7 +45,9 @@ def show(
         try:
             attributes = _attributes_of(session, id_)
         except DecodeError as error:
-            raise DecodeError(f"{error}; --raw shows the rest", id=id_) from error
+            raise DecodeError(
+                f"{error}; use --raw to show everything else", id=id_
+            ) from error
         if not common.output.as_json:
             known.update({f".{name}": value for name, value in attributes.items()})
         else:

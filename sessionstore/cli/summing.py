@@ -35,8 +35,8 @@ def stats(
         typer.Option(
             "--since",
             metavar="TIME",
-            help="What happened then or later: 90m, 12h, 7d ago, or a time (UTC). "
-            "Since the session was created, if it is not given.",
+            help="Only what happened at or after this time: 90m, 12h or 7d ago, or a "
+            "time in UTC. By default, everything.",
         ),
     ] = None,
 ) -> None:
@@ -44,7 +44,7 @@ def stats(
 
     In a pipe, a line begins with its section: states (tasks now, stays, their median
     and 95th percentile in seconds), throughput (begin, seconds, tasks ended), failures
-    (number, reason). With --json the throughput comes in parts.
+    (number, reason). With --json, throughput is split into intervals.
     """
     output = common.output
     with common.listing() as listing:

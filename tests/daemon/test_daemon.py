@@ -165,7 +165,7 @@ def test_tasks_that_cannot_be_run_end_with_the_reason(cli: Cli) -> None:
     assert "foreign" in cli("list")
     assert ".command\t" not in cli("show", str(ids[0]))
     assert ".command\tls -l\n" in cli("show", str(ids[1]))
-    assert "--raw shows the rest" in cli("show", str(ids[-1]), status=1)
+    assert "use --raw to show everything else" in cli("show", str(ids[-1]), status=1)
     assert f"payload_begin\t{b'no pickle'.hex()}\n" in cli(
         "show", "--raw", str(ids[-1])
     )

@@ -104,14 +104,18 @@ def test_session_directory_is_imported(
 @pytest.mark.parametrize(
     ("words", "status", "said"),
     [
-        (["export", "x"], 2, "no store is named"),
-        (["import", "x"], 2, "no store is named"),
+        (["export", "x"], 2, "no store is given"),
+        (["import", "x"], 2, "no store is given"),
         (
             ["import", "x", "--url", "sqlite:///{}/s.db", "--objects", "y"],
             2,
             "--objects",
         ),
-        (["import", "{}", "--url", "sqlite:///{}/s.db", "--verify"], 2, "--verify is"),
+        (
+            ["import", "{}", "--url", "sqlite:///{}/s.db", "--verify"],
+            2,
+            "--verify works with archives only",
+        ),
         (["import", "{}", "--url", "sqlite:///{}/s.db"], 1, "no session directory"),
         (["import", "{}/no", "--url", "sqlite:///{}/s.db"], 1, "No such file"),
         (["copy", "sqlite:///{}/no.db", "sqlite:///{}/s.db"], 1, "no SQLite database"),
