@@ -161,8 +161,8 @@ class SessionStore:
     def update(self, id_: object) -> AbstractContextManager[Any]:
         """Read an object under a lock, and save at the block's end what it changed.
 
-        An exception leaves the row and the object as they were.  If the object cannot
-        be read again, as the database is away, the next call reads another one.
+        An exception leaves the row and the object as they were.  A rollback around the
+        block does too, once ``load`` or ``update`` has read again what it had changed.
 
         Raises ConflictError at once if the live object has unsaved changes, or if the
         task is claimed; what ``load`` raises; and at the end what ``save`` raises.

@@ -565,6 +565,119 @@ def test_update_can_be_tried_again_when_the_database_is_back(
     assert session.load(id_).n == 2
 
 
+def test_what_update_changed_is_read_again_after_a_rollback_around_it(
+    session: SessionStore, other: SessionStore
+) -> None:
+    """G2: it is not taken for unsaved, and nothing of it is saved by the next try."""
+    task = Task("x", n=0, words=[])
+    id_ = session.add(task)
+    for updates in (1, 2):
+        with pytest.raises(KeyError), session.transaction():
+            for _ in range(updates):
+                with session.update(id_) as mine:
+                    mine.n += 1
+                    mine.words.append("a")
+            raise KeyError
+        assert not task.changed
+        with pytest.raises(ConflictError):
+            session.save(task)
+        assert session.load(id_) is task
+        assert (task.n, task.words) == (0, [])
+    for _ in range(2):
+        with pytest.raises(KeyError), session.transaction():
+            with session.update(id_) as mine:
+                mine.n += 1
+            raise KeyError
+    with other.update(id_) as theirs:
+        theirs.n = 10
+    with session.update(id_) as mine:
+        assert mine is task
+        mine.n += 1
+    assert other.store.load(id_).n == 10
+    other.refresh(theirs)
+    assert theirs.n == task.n == 11
+
+
+@pytest.mark.parametrize("around", [True, False], ids=["around", "inside"])
+def test_parts_that_update_changed_are_read_again_too(
+    session: SessionStore, other: SessionStore, around: bool
+) -> None:
+    """G2: however deep, where the block or a transaction around it fails."""
+    deep = Task("deep", n=0)
+    part = Task("part", n=0, tasks=[deep])
+    task = Task("x", tasks=[part])
+    id_ = session.add(task)
+
+    def fail() -> None:
+        with session.transaction() if around else nullcontext():
+            with session.update(id_) as mine:
+                mine.tasks[0].tasks[0].n += 1
+                if not around:
+                    raise KeyError
+            raise KeyError
+
+    for _ in range(2):
+        with pytest.raises(KeyError):
+            fail()
+        assert (deep.changed, part.changed, task.changed) == (False, False, False)
+    with session.update(id_) as mine:
+        mine.tasks[0].tasks[0].n += 1
+    assert mine.tasks == [part]
+    assert part.tasks == [deep]
+    assert other.load(id_).tasks[0].tasks[0].n == deep.n == 1
+
+
+@pytest.mark.parametrize("around", [True, False], ids=["around", "inside"])
+def test_what_update_did_not_change_stays_unsaved(
+    session: SessionStore, around: bool
+) -> None:
+    """A part that was changed before, and what was changed since, keep their marks."""
+    part, spare = Task("part", n=0), Task("spare", n=0)
+    task = Task("x", n=0, tasks=[part, spare])
+    id_ = session.add(task)
+    part.n = 1
+    with pytest.raises(KeyError):
+        with session.transaction() if around else nullcontext():
+            with session.update(id_) as mine:
+                mine.n = 5
+                if not around:
+                    raise KeyError
+            spare.n = 1
+            raise KeyError
+    assert (part.n, part.changed) == (1, True)
+    assert (spare.n, spare.changed) == ((1, True) if around else (0, False))
+    session.save_many([part, spare])
+    with session.update(id_) as mine:
+        assert mine.n == 0
+
+
+def test_change_after_an_update_is_unsaved_after_a_rollback(
+    session: SessionStore,
+) -> None:
+    """It is somebody's own; but what was rolled back must not be saved with it."""
+    task = Task("x", n=0, m=0)
+    id_ = session.add(task)
+    with pytest.raises(KeyError), session.transaction():
+        with session.update(id_) as mine:
+            mine.n = 1
+        mine.m = 1
+        raise KeyError
+    assert (task.m, task.changed) == (1, True)
+    with pytest.raises(ConflictError, match="unsaved"), session.update(id_):
+        raise AssertionError
+    with pytest.raises(ConflictError):
+        session.save(task)
+    session.refresh(task)
+    assert (task.n, task.m) == (0, 0)
+    task.m = 2
+    with pytest.raises(KeyError), session.transaction():
+        session.save(task)
+        with session.update(id_) as mine:
+            mine.n = 1
+        raise KeyError
+    assert task.changed
+
+
 def test_refused_update_leaves_the_object(
     session: SessionStore, other: SessionStore
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 
 import pytest
 from sqlalchemy import make_url
@@ -270,6 +271,36 @@ def test_login_that_is_cut_off_leaves_no_doubt(
     proxy.cut()
     store.save(task)
     assert len(store) == 2
+
+
+@LOSSES
+@pytest.mark.parametrize("around", [True, False], ids=["around", "alone"])
+def test_update_can_be_tried_again_whatever_its_commit_came_to(
+    proxy: Proxy, other: SessionStore, loss: Loss, around: bool
+) -> None:
+    """G2: it goes on from what is there, also in the parts, when the server is back."""
+    session = SessionStore(proxy.url, "one", busy_timeout=0.2)
+    task = Task(n=0, tasks=[Task(n=0)])
+    id_ = session.add(task)
+
+    def count() -> None:
+        with session.transaction() if around else nullcontext():
+            with session.update(id_) as mine:
+                mine.n += 1
+                mine.tasks[0].n += 1
+
+    proxy.refusals = 1000
+    proxy.loss = loss
+    with pytest.raises(StoreUnavailableError):
+        count()
+    assert proxy.lost == 1
+    assert not task.changed
+    proxy.allow()
+    count()
+    expected = 2 if loss is Loss.ANSWER else 1
+    assert (task.n, task.tasks[0].n) == (expected, expected)
+    read = other.load(id_)
+    assert (read.n, read.tasks[0].n) == (expected, expected)
 
 
 def test_write_that_was_written_over_is_not_repeated(

@@ -57,6 +57,10 @@ class Proxy:
             with suppress(OSError):  # it has ended already
                 client.shutdown(socket.SHUT_RDWR)
 
+    def allow(self) -> None:
+        """Refuse no more connections."""
+        self.refusals = self._refuse = 0
+
     def _accept(self) -> None:
         while True:
             try:

@@ -65,21 +65,26 @@ def _adopt(identities: IdentityMap, obj: Any, row: Row) -> None:
     mark(obj, False)
 
 
-def refresh(index: Index, task: Persistable) -> None:
-    """Read an object again, in place, and what it refers to that is not live."""
+def refresh(index: Index, task: Persistable, *, is_part: bool = False) -> None:
+    """Read an object again, in place, and what it refers to that is not live.
+
+    One that ``is_part`` of another may be in no session.
+    """
     identities = index.objects.identities
     key = identities.known_id(task)
     if key is None:
         raise NotFoundError(f"{task!r} is not in the session {index.name!r}")
 
+    roots = frozenset[int]() if is_part else frozenset([key])
+
     def work(kept: KeptConnection) -> None:
-        rows = index.fetch(kept, [key], {key})
+        rows = index.fetch(kept, [key], roots)
         if key not in rows:
             raise index.not_here(key)
         decoded = index.objects.decode(
             [key],
             rows,
-            fetch=lambda ids: index.fetch(kept, ids, {key}),
+            fetch=lambda ids: index.fetch(kept, ids, roots),
             live=lambda i: task if i == key else identities.live(i),
         )
         read = decoded.only(key)

@@ -11,7 +11,7 @@ from sessionstore.persistable import Persistable
 from sessionstore.refusal import this_thread
 from sessionstore.serializers import Serializer
 
-__all__ = ["Encoded", "encode"]
+__all__ = ["Encoded", "encode", "parts_of"]
 
 
 class Encoded(NamedTuple):
@@ -84,6 +84,26 @@ def encode(
     finally:
         this_thread.is_encoding = was_encoding
     return Encoded(records, unchanged)
+
+
+def parts_of(obj: object, serializer: Serializer) -> Sequence[Persistable]:
+    """Return the objects that ``obj`` refers to itself; none if it cannot be stored."""
+    parts: list[Persistable] = []
+
+    def persistent_id(part: object) -> object | None:
+        if isinstance(part, Persistable) and part is not obj:
+            parts.append(part)
+            return 0, type(part).__module__, type(part).__qualname__
+        return None
+
+    was_encoding, this_thread.is_encoding = this_thread.is_encoding, True
+    try:
+        serializer.dumps(obj, persistent_id)
+    except Exception:  # whatever its own __getstate__ raises; a save will say it
+        return []
+    finally:
+        this_thread.is_encoding = was_encoding
+    return parts
 
 
 def _not_encoded(obj: object, object_id: int, error: Exception) -> EncodeError:

@@ -196,13 +196,6 @@ class IdentityMap:
         self._noted(scope)[object_id] = None
         scope.after_commit.append(lambda: self._live.pop(object_id, None))
 
-    def forget(self, object_id: int) -> None:
-        """Forget the live object of an ID at once, so that it is read anew."""
-        self._live.pop(object_id, None)
-        scope = self._database.scope
-        if scope is not None:
-            self._noted(scope)[object_id] = None
-
     def forget_all(self) -> None:
         """Forget the live objects, so that each is read anew."""
         self._live.clear()
