@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import os
+import sys
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import psutil
@@ -116,6 +119,23 @@ def test_thread_has_one_connection_and_takes_it_along(database_url, server) -> N
     store.close()
     until(lambda: server.connections() == 0)
     assert len(store) == 5
+
+
+def test_ended_threads_leave_nothing_behind(session: SessionStore) -> None:
+    """Or a program that starts a thread for each request would grow for ever."""
+
+    def references() -> int:
+        gc.collect()
+        return sum(isinstance(obj, weakref.ref) for obj in gc.get_objects())
+
+    before = 0
+    for number in range(60):
+        if number == 10:
+            before = references()
+        thread = threading.Thread(target=len, args=(session,))
+        thread.start()
+        thread.join()
+    assert references() < before + 10
 
 
 def test_close_lets_another_thread_finish(database_url, monkeypatch) -> None:
@@ -434,6 +454,53 @@ def test_no_transaction_is_left_open_whatever_a_signals_handler_interrupts(
         "UNKNOWN",
         "SUBMITTED",
     ]
+
+
+@contextmanager
+def interrupting(handler: Callable[[], None], after: int) -> Iterator[list[object]]:
+    """Call ``handler`` once, ``after`` so many calls, as for a signal."""
+    called: list[object] = []
+    left = after
+
+    def profile(frame: object, what: str, _: object) -> None:
+        nonlocal left
+        if what in ("call", "c_return"):
+            left -= 1
+            if left == 0:
+                sys.setprofile(None)
+                called.append(what)
+                handler()
+
+    sys.setprofile(profile)
+    try:
+        yield called
+    finally:
+        sys.setprofile(None)
+
+
+@pytest.mark.parametrize("is_connected", [True, False])
+def test_signals_handler_writes_or_is_refused_wherever_it_interrupts(
+    session: SessionStore, database_url: str, is_connected: bool
+) -> None:
+    """G1, G3: nothing hangs, and what was refused is not there."""
+    added = []
+
+    def handle() -> None:
+        with suppress(StoreError):
+            added.append(session.add(Task("handler")))
+
+    for after in itertools.count(1, 11 if is_connected else 151):
+        if not is_connected:
+            session.close()
+            session = SessionStore(database_url, session.name, create=False)
+            session.close()
+        with interrupting(handle, after) as called:
+            added.append(session.add(Task("interrupted")))
+        if not called:
+            break
+    assert after > 50
+    assert sorted(added) == sorted(session.ids())
+    session.close()
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,7 @@ class Database:
         hooks.gate.notice_fork()
         scope = self.scope
         if scope is not None:
+            scope.kept.refuse_interruption()
             return work(scope.kept)
         return self._again(self._without_begin, work)
 
@@ -138,7 +139,7 @@ class Database:
             if pid == hooks.gate.pid:
                 try:
                     if kept is not None:
-                        kept.is_busy = False
+                        kept.rest()
                         kept.end_logical_transaction()
                     connections.leave()
                 except BaseException:  # a signal's handler has raised

@@ -22,10 +22,11 @@ from sqlalchemy.pool import NullPool, StaticPool
 
 from sessionstore.database import dialects, silence
 from sessionstore.database.failures import ConnectionLostError, translated
-from sessionstore.database.kept import KeptConnection
+from sessionstore.database.kept import INTERRUPTING, KeptConnection
 from sessionstore.errors import (
     ConfigurationError,
     SessionStoreError,
+    StoreError,
     StoreUnavailableError,
 )
 from sessionstore.fork import hooks
@@ -40,6 +41,7 @@ MOMENT = 1
 class _ThreadState(threading.local):
     kept: KeptConnection | None = None
     life: object = None
+    is_opening: bool = False
 
 
 class _ThreadLife:
@@ -202,6 +204,8 @@ class Connections:
         self._guard.check()
         kept = self._thread.kept
         if kept is not None:
+            if kept.is_in_call or kept.is_beginning:
+                raise StoreError(INTERRUPTING)
             if kept.is_open and not kept.is_outdated:
                 return kept
             self.discard(kept)
@@ -224,8 +228,11 @@ class Connections:
 
     def open(self) -> KeptConnection:
         """Return a new connection, which is the caller's to close."""
+        if self._thread.is_opening:  # SQLAlchemy would wait for its own lock
+            raise StoreError(INTERRUPTING)
         began_at = time.monotonic()
         try:
+            self._thread.is_opening = True
             with translated(self.url, self.settings):
                 kept = KeptConnection(
                     self.engine.connect(), self.settings, self.url, self._options
@@ -247,6 +254,8 @@ class Connections:
             raise ConfigurationError(
                 f"cannot connect to {self.url!r}: {error}; check the URL"
             ) from error
+        finally:
+            self._thread.is_opening = False
         opened, key = self._opened, id(kept)
         opened[key] = weakref.ref(kept, lambda _: opened.pop(key, None))
         return kept
@@ -276,10 +285,13 @@ class Connections:
             self.engine.dispose()
 
     def _thread_ended(self, thread: int) -> None:
+        # Without ``_thread``, which the ending thread would make anew, and nobody would
+        # ever free that.
         kept = self._kept.get(thread)
         if kept is not None:
-            with hooks.gate.inside():
-                self.discard(kept)
+            with hooks.gate.inside():  # while it waits there, the fork closes it
+                self._kept.pop(thread, None)
+                kept.close()
 
     # At a fork
 

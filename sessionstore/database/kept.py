@@ -22,7 +22,7 @@ from sessionstore.fork.guard import refuse_inherited
 from sessionstore.fork.hooks import gate
 from sessionstore.fork.inherited import descriptor_of
 
-__all__ = ["KeptConnection"]
+__all__ = ["INTERRUPTING", "KeptConnection"]
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -30,6 +30,10 @@ T = TypeVar("T")
 _NONE: Parameters = {}
 #: Seconds of waiting after which a lock is asked for more often.
 LONG = 0.2
+INTERRUPTING = (
+    "this call has interrupted another one of the same thread, as a signal's handler "
+    "or a destructor does; let it only take a note, and use the store afterwards"
+)
 
 
 class KeptConnection:
@@ -52,6 +56,9 @@ class KeptConnection:
         self.pid = os.getpid()
         #: In a call or a transaction, so that a fork must not close it.
         self.is_busy = False
+        #: In the middle of a statement, or between BEGIN and its note in ``scopes``.
+        self.is_in_call = False
+        self.is_beginning = False
         #: Neither closed nor lost.
         self.is_open = True
         #: To be closed instead of used again.
@@ -64,6 +71,19 @@ class KeptConnection:
         self._errors = (dbapi.Error, DBAPIError, PendingRollbackError)
         self._is_direct = settings.begin is not None and not _is_watched(connection)
 
+    def rest(self) -> None:
+        """Note that no call is under way, even if one was left by an exception."""
+        self.is_busy = self.is_in_call = self.is_beginning = False
+
+    def refuse_interruption(self) -> None:
+        """Raise StoreError if this call has interrupted another one of its thread.
+
+        A signal's handler or a destructor runs anywhere.  What it sent in the middle
+        of a statement would mix with that, or wait for the driver's lock for ever.
+        """
+        if self.is_in_call:
+            raise StoreError(INTERRUPTING)
+
     def rows(
         self, statement: Statement, parameters: Parameters = _NONE
     ) -> Sequence[tuple[Any, ...]]:
@@ -72,6 +92,7 @@ class KeptConnection:
             cursor = self._execute(statement, parameters)
             rows: Sequence[tuple[Any, ...]] = cursor.fetchall()
             cursor.close()
+            self.is_in_call = False
             return rows
         except BaseException as error:
             self._give_up_call(error)
@@ -84,6 +105,7 @@ class KeptConnection:
             cursor = self._execute(statement, parameters)
             row: tuple[Any, ...] | None = cursor.fetchone()
             cursor.close()
+            self.is_in_call = False
             return row
         except BaseException as error:
             self._give_up_call(error)
@@ -94,6 +116,7 @@ class KeptConnection:
             cursor = self._execute(statement, parameters)
             count: int = cursor.rowcount
             cursor.close()
+            self.is_in_call = False
             return count
         except BaseException as error:
             self._give_up_call(error)
@@ -117,8 +140,11 @@ class KeptConnection:
                 self.connection.execute(statement.construct, [*rows]).close()
                 return
             cursor = self._cursor(statement)
+            # On SQLite, what makes the rows may use the store.
+            self.is_in_call = self._settings.concurrent_writers
             cursor.executemany(statement.text, map(statement.arranged, rows))
             cursor.close()
+            self.is_in_call = False
         except BaseException as error:
             self._give_up_call(error)
 
@@ -164,9 +190,11 @@ class KeptConnection:
         """Run a statement such as BEGIN."""
         self._check_process()
         try:
+            self.is_in_call = True
             cursor = self.driver.cursor()
             self.until_unlocked(cursor.execute, text)
             cursor.close()
+            self.is_in_call = False
         except BaseException as error:
             self._give_up_call(error)
 
@@ -220,6 +248,7 @@ class KeptConnection:
             )
         cursor = self._cursor(statement)
         arranged = statement.arranged(parameters)
+        self.is_in_call = True
         self.until_unlocked(cursor.execute, statement.text, arranged)
         return cursor
 
@@ -248,6 +277,7 @@ class KeptConnection:
 
     def _give_up_call(self, error: BaseException) -> NoReturn:
         """Raise what ended a call, and for a driver's error this package's own."""
+        self.is_in_call = False
         if isinstance(error, self._errors):
             raise self._failure(error) from error
         # A signal's handler has raised in the middle of a call, for instance.  The

@@ -27,7 +27,7 @@ from sessionstore.database.failures import (
     of_sqlalchemy,
     unanswered,
 )
-from sessionstore.database.kept import KeptConnection
+from sessionstore.database.kept import INTERRUPTING, KeptConnection
 from sessionstore.errors import ForkError, SessionStoreError, StoreError
 from sessionstore.fork.hooks import gate
 
@@ -181,12 +181,18 @@ class Transaction:
                 scope = Scope(kept)
                 self._scopes.add(scope)
                 self._is_outermost = True
+                kept.is_beginning = False
             except BaseException:
                 if kept is not None:  # a signal's handler has raised after BEGIN
-                    kept.is_busy = False
+                    kept.rest()
                     self._abandon(kept)
                 self._connections.leave()
                 raise
+        else:
+            scope.kept.refuse_interruption()
+            if scope.is_ending:
+                # What is written now would be no part of it, or be rolled back.
+                raise StoreError(INTERRUPTING)
         self._scope = scope
         return scope
 
@@ -227,7 +233,7 @@ class Transaction:
         if scope.pid == os.getpid():
             if not scope.has_ended:  # a signal's handler has raised before it did
                 self._roll_back(scope)
-            scope.kept.is_busy = False
+            scope.kept.rest()
         self._scopes.remove(scope)
         if scope.pid == os.getpid():
             self._connections.leave()
@@ -240,7 +246,7 @@ class Transaction:
         while True:
             was_idle = self._connections.has_one()
             kept = self._connections.of_thread()
-            kept.is_busy = True
+            kept.is_busy = kept.is_beginning = True
             try:
                 if begin is None:
                     kept.connection.begin()
@@ -248,7 +254,7 @@ class Transaction:
                     kept.command(begin)
                 return kept
             except BaseException as error:
-                kept.is_busy = False
+                kept.rest()
                 self._connections.discard(kept)
                 if not (was_idle and isinstance(error, ConnectionLostError)):
                     raise
