@@ -18,6 +18,7 @@ from sessionstore import (
 )
 from sessionstore.database.scopes import Scope
 from sessionstore.jobs.changes import Changes
+from sessionstore.transfer import copy
 from tests.test_claims import end_lease, states
 from tests.unreliable import Loss, Proxy
 
@@ -165,6 +166,19 @@ def test_what_may_be_done_twice_is_done_again(
     assert session.request(id_, "hold")
     assert proxy.lost == 6
     assert claim.renew() == "hold"
+
+
+@LOSSES
+def test_copy_goes_on(proxy: Proxy, other: SessionStore, loss: Loss) -> None:
+    """G1: whichever of its commits is not answered."""
+    other.add_many([Task(), Task()])
+    target = SqlStore(proxy.url, "copied")
+    assert target.list() == []
+    proxy.loss = loss
+    copy(other.store, target)  # its first commit is that of the sessions
+    assert proxy.lost == 1
+    assert target.list() == [*other.ids()]
+    assert SessionStore(target, "one", create=False).created_at == other.created_at
 
 
 @LOSSES

@@ -126,7 +126,7 @@ class StoreWriter:
         """Return new IDs, all above one, that nobody has or will be given."""
         _check_room(above)
         counter = IdCounter(self._database, self._schema)
-        self._database.write(lambda kept: counter.skip(kept, above))
+        self._database.write(lambda kept: counter.skip(kept, above), is_repeatable=True)
         counter.allocator.reserve(number)
         return [counter.allocator() for _ in range(number)]
 
@@ -149,7 +149,8 @@ class StoreWriter:
             if largest is not None:
                 IdCounter(self._database, self._schema).skip(kept, largest)
 
-        self._database.write(work)
+        # What is there already is looked for, and so may have been made by the first try.
+        self._database.write(work, is_repeatable=True)
         self._own_blocks()
 
     def _begin_session(self, kept: KeptConnection, session: SessionItem) -> int:
