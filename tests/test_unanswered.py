@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 
@@ -315,6 +316,101 @@ def test_update_can_be_tried_again_whatever_its_commit_came_to(
     assert (task.n, task.tasks[0].n) == (expected, expected)
     read = other.load(id_)
     assert (read.n, read.tasks[0].n) == (expected, expected)
+
+
+@pytest.fixture
+def impatient(proxy: Proxy) -> Iterator[SessionStore]:
+    """A session that does not wait for the server, and has IDs at hand."""
+    with SessionStore(proxy.url, "one", busy_timeout=0.2) as session:
+        session.remove(session.add(Task()))
+        yield session
+
+
+def lose(proxy: Proxy, loss: Loss, write: Callable[[], object]) -> None:
+    """Write, and have the server go away with COMMIT; it is there again afterwards."""
+    proxy.refusals = 1000
+    proxy.loss = loss
+    with pytest.raises(StoreUnavailableError, match="may have been committed") as caught:
+        write()
+    assert caught.value.outcome_unknown
+    proxy.refusals = 0
+    proxy.cut()
+
+
+def add_in_block(session: SessionStore, tasks: list[Task]) -> None:
+    with session.transaction():
+        session.add_many(tasks)
+
+
+ADDING: dict[str, Callable[[SessionStore, list[Task]], object]] = {
+    "add": lambda session, tasks: [session.add(task) for task in tasks],
+    "add_many": lambda session, tasks: session.add_many(tasks * 2),
+    "block": add_in_block,
+    "save": lambda session, tasks: [session.store.save(task) for task in tasks],
+    "save_many": lambda session, tasks: session.store.save_many(tasks),
+}
+
+
+@LOSSES
+@pytest.mark.parametrize("way", ADDING)
+def test_what_may_be_stored_is_not_stored_again(
+    impatient: SessionStore, other: SessionStore, proxy: Proxy, loss: Loss, way: str
+) -> None:
+    """G2, G5: by the same call; and what was changed since is not lost."""
+    tasks = [Task("flow", n=1, tasks=[Task("nested", n=1)])]
+    lose(proxy, loss, lambda: ADDING[way](impatient, tasks))
+    [task] = tasks
+    assert (task.persistent_id, task.changed) == (None, True)
+    task.n = task.tasks[0].n = 2
+    ADDING[way](impatient, tasks)
+    assert not task.changed
+    assert len(other) == (0 if way.startswith("save") else 1)
+    stored = {each.jobname: each.n for each in other.store.iter_objects()}
+    assert stored == {"flow": 2, "nested": 2}
+    assert len(other.store) == 2
+    assert impatient.store.load(task.persistent_id) is task
+    if len(other):
+        impatient.transition(task, State.SUBMITTED)
+        assert states(other, task.persistent_id) == ["NEW", "SUBMITTED"]
+
+
+@LOSSES
+def test_row_that_may_be_there_is_not_inserted_again(
+    impatient: SessionStore, other: SessionStore, proxy: Proxy, loss: Loss
+) -> None:
+    """G5: without a COMMIT of its own, too."""
+    task = Task()
+    proxy.pattern = re.compile(b"INSERT INTO store ")
+    lose(proxy, loss, lambda: impatient.store.save(task))
+    assert impatient.store.save(task) == task.persistent_id
+    assert other.store.list() == [task.persistent_id]
+
+
+def test_row_of_another_program_is_not_taken_for_ones_own(
+    impatient: SessionStore, other: SessionStore, proxy: Proxy
+) -> None:
+    """G5: nor written over, if its ID is the one that was tried."""
+    saved, added = Task("saved"), Task("added")
+    lose(proxy, Loss.COMMIT, lambda: impatient.store.save_many([saved, Task()]))
+    lose(proxy, Loss.COMMIT, lambda: impatient.add(added))
+    with other.transaction() as connection:
+        for id_ in range(1, 20):
+            connection.exec_driver_sql(f"INSERT INTO store (id) VALUES ({id_})")
+    impatient.store.save_many([saved, Task()])
+    impatient.add(added)
+    assert len(other.store) == 19 + 3
+    assert other.store.count(state="UNKNOWN") == 19
+
+
+def test_removed_object_gets_a_new_id(
+    impatient: SessionStore, other: SessionStore, proxy: Proxy
+) -> None:
+    """G5: also one that was in doubt."""
+    task = Task()
+    lose(proxy, Loss.COMMIT, lambda: impatient.add(task))
+    id_ = impatient.add(task)
+    impatient.remove(id_)
+    assert impatient.add(task) != id_
 
 
 def test_write_that_was_written_over_is_not_repeated(

@@ -36,6 +36,8 @@ class Proxy:
         self.url = parsed.set(port=port).render_as_string(hide_password=False)
         #: What is to get lost at the next COMMIT.
         self.loss: Loss | None = None
+        #: Where COMMIT is looked for; a write of one statement has none.
+        self.pattern = COMMIT
         #: How many connections are to be refused after that, or after a cut.
         self.refusals = 0
         self.lost = 0
@@ -87,7 +89,7 @@ class Proxy:
                         return
                     if source is server:
                         client.sendall(said)
-                    elif self.loss is not None and COMMIT.search(said):
+                    elif self.loss is not None and self.pattern.search(said):
                         self._lose(said, server)
                         return
                     else:

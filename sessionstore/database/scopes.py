@@ -58,6 +58,8 @@ class Scope:
         #: Says, on another connection, whether this transaction was committed.
         self.has_landed: Callable[[KeptConnection], bool | None] | None = None
         self._write_id: str | None = None
+        #: Called if nobody can find out whether it was committed.
+        self.if_in_doubt: list[Callable[[], None]] = []
         #: What others remember until this transaction ends, by who remembers it.
         self.notes: dict[object, Any] = {}
 
@@ -347,6 +349,8 @@ class Transaction:
             if not isinstance(error, ConnectionLostError):
                 raise error
             raise lost_in_transaction(self._connections.url) from error.__cause__
+        for note in scope.if_in_doubt:
+            note()
         raise unanswered(error) from error.__cause__
 
     def _ask(self, has_landed: Callable[[KeptConnection], bool | None]) -> bool | None:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 
 from sessionstore.database.access import Database
 from sessionstore.database.failures import ahead_of_write
 from sessionstore.database.kept import KeptConnection
-from sessionstore.errors import SchemaError, StoreError
-from sessionstore.ids import Allocator
+from sessionstore.errors import ConfigurationError, SchemaError, StoreError
+from sessionstore.ids import Allocator, IdSource
 from sessionstore.objects.schema import Schema
 from sessionstore.row_ids import fits
 
-__all__ = ["IdCounter"]
+__all__ = ["IdCounter", "checked"]
 
 
 class IdCounter:
@@ -84,3 +85,17 @@ class IdCounter:
             taken = {"seen": seen, "following": first + n}
             if kept.change(self._schema.take_ids, taken) == 1:
                 return range(first, first + n)
+
+
+def checked(factory: IdSource) -> Callable[[object], int]:
+    """Return a caller's own ``new``, which may give anything, with a check."""
+
+    def new(obj: object) -> int:
+        object_id: object = factory.new(obj)
+        if not isinstance(object_id, int) or not fits(object_id):
+            raise ConfigurationError(
+                f"the idfactory returned {object_id!r}; IDs must be 64-bit integers"
+            )
+        return object_id
+
+    return new

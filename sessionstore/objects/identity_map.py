@@ -87,6 +87,13 @@ class IdentityMap:
             self._note_stored(obj, object_id)
         self._remember(objects)
 
+    def found(self, obj: Persistable, object_id: int, revision: int | None) -> None:
+        """Note that an object is stored; it may have been changed since it was sent."""
+        self._note_stored(obj, object_id)
+        note(obj, _revision=revision)
+        mark(obj, True)
+        self._keep({object_id: obj})
+
     def adopt(self, objects: Mapping[int, Any]) -> None:
         """Note on objects that they are what the table has under these IDs."""
         for object_id, obj in objects.items():

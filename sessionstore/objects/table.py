@@ -17,15 +17,16 @@ from sessionstore.database.failures import DuplicateKeyError, ahead_of_write
 from sessionstore.database.kept import KeptConnection
 from sessionstore.database.statements import Statement
 from sessionstore.errors import (
-    ConfigurationError,
     EncodeError,
     NotFoundError,
     StoreError,
+    StoreUnavailableError,
 )
 from sessionstore.fork import hooks
 from sessionstore.ids import IdFactory, IdSource
-from sessionstore.objects.counter import IdCounter
+from sessionstore.objects.counter import IdCounter, checked
 from sessionstore.objects.decoding import decode
+from sessionstore.objects.doubtful import Doubtful
 from sessionstore.objects.encoding import Encoded, encode
 from sessionstore.objects.identity_map import IdentityMap
 from sessionstore.objects.records import Decoded, Record, Row
@@ -66,6 +67,7 @@ class ObjectTable:
         self._renamed = renamed
         #: The live objects of this table.
         self.identities = IdentityMap(database, f"{database.name}#{schema.name}")
+        self._doubtful = Doubtful(database, schema, self.identities)
         self._create = create
         self._counter = IdCounter(database, schema)
         is_own = idfactory is None
@@ -75,7 +77,7 @@ class ObjectTable:
             idfactory = idfactory.bind(self._counter.allocator)
         self._idfactory = idfactory
         # A caller's own factory may give anything.
-        self._new_id = idfactory.new if is_own else self._checked_id
+        self._new_id = idfactory.new if is_own else checked(idfactory)
         self._loading = threading.RLock()
         self._is_ready = False
         #: Whether the tables of sessions are there; known once it is prepared.
@@ -145,17 +147,9 @@ class ObjectTable:
         return encode(
             objects,
             known_id=self.identities.known_id,
-            new_id=self._new_id,
+            new_id=self._doubtful.id_for(self._new_id),
             serializer=self.serializer,
         )
-
-    def _checked_id(self, obj: object) -> int:
-        object_id: object = self._idfactory.new(obj)
-        if not isinstance(object_id, int) or not fits(object_id):
-            raise ConfigurationError(
-                f"the idfactory returned {object_id!r}; IDs must be 64-bit integers"
-            )
-        return object_id
 
     def store(
         self,
@@ -164,20 +158,28 @@ class ObjectTable:
     ) -> Sequence[int]:
         """Write objects with all they refer to, after what ``first`` writes."""
         self.prepare()
+        doubtful = self._doubtful
 
         def run() -> Sequence[int]:
             # Encoded before the transaction, so that nobody waits for pickling.
-            encoded = self.encode(objects)
+            encoded = doubtful.settled(lambda: self.encode(objects))
             records = encoded.records
 
             def work(kept: KeptConnection) -> None:
                 self.identities.undo_later([record.obj for record in records])
+                doubtful.note_later(records, has_jobs=first is not None)
                 if first is not None:
                     first(kept, encoded)
                 self.write(kept, records)
 
             is_one = first is None and len(records) == 1
-            self.database.write(work, is_one_statement=is_one)
+            try:
+                self.database.write(work, is_one_statement=is_one)
+            except StoreUnavailableError as error:
+                if error.outcome_unknown:
+                    doubtful.note(records, has_jobs=first is not None)
+                raise
+            doubtful.done(records)
             ids = {id(record.obj): record.id for record in records}
             return [ids[id(obj)] for obj in objects]
 

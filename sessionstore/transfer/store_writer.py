@@ -149,7 +149,7 @@ class StoreWriter:
             if largest is not None:
                 IdCounter(self._database, self._schema).skip(kept, largest)
 
-        # What is there already is looked for, and so may have been made by the first try.
+        # It looks for what is there already, perhaps from the first try.
         self._database.write(work, is_repeatable=True)
         self._own_blocks()
 
