@@ -10,7 +10,7 @@ from typing import TypeVar
 from sessionstore.errors import ConfigurationError, StoreUnavailableError
 from sessionstore.workers import assignment
 
-__all__ = ["patiently"]
+__all__ = ["LONGEST_PAUSE", "PAUSE", "patiently"]
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
