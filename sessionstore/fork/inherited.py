@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from contextlib import suppress
 from typing import Any
 
 from sessionstore.errors import ForkError
@@ -57,8 +58,6 @@ def disown(connection: object, record: Any, *, silence: bool) -> None:
     """
     _make_immortal(connection)
     _disowned.add(id(connection))
-    if silence:
-        _silence(connection)
     if record is not None and record.dbapi_connection is connection:
         stand_in = ParentsConnection()
         if hasattr(record, "finalize_callback"):  # not while it is being set up
@@ -67,6 +66,8 @@ def disown(connection: object, record: Any, *, silence: bool) -> None:
         fairy = record.fairy_ref() if record.fairy_ref is not None else None
         if fairy is not None:
             fairy.dbapi_connection = stand_in
+    if silence:
+        _silence(connection)
 
 
 def is_disowned(connection: object) -> bool:
@@ -85,10 +86,22 @@ def _silence(connection: object) -> None:
     # This stops stray bytes, and it gives up the child's share of the socket: for as
     # long as a child held it, the server would keep a dead parent's transaction open.
     descriptor = descriptor_of(connection)
-    if descriptor is not None:
+    if descriptor is None:
+        return
+    try:
         null = os.open(os.devnull, os.O_RDWR)
-        os.dup2(null, descriptor, inheritable=False)
-        os.close(null)
+    except OSError:
+        # This process has none left but the one that is given up here.
+        os.close(descriptor)
+        # If the whole system has none, nobody is left who would write to this one.
+        with suppress(OSError):
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != descriptor:
+                os.dup2(null, descriptor, inheritable=False)
+                os.close(null)
+        return
+    os.dup2(null, descriptor, inheritable=False)
+    os.close(null)
 
 
 def descriptor_of(connection: Any) -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import resource
 import signal
 import sqlite3
 import threading
@@ -194,6 +195,39 @@ def test_child_goes_on_without_a_word(database_url, start_forked, caplog) -> Non
         os._exit(len(caplog.records))
 
     start_forked(child).wait()
+
+
+def test_fork_without_a_descriptor_left(database_url, run_forked) -> None:
+    """G4, G5: the child gives the parent's connection up by that connection's own."""
+
+    def parent() -> tuple[int, list[int]]:
+        store = SqlStore(database_url)
+        store.save(Task())
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+        taken = []
+        with suppress(OSError):
+            while True:
+                taken.append(os.open(os.devnull, os.O_RDONLY))
+        child = os.fork()
+        for descriptor in taken:
+            os.close(descriptor)
+        if child == 0:
+            status = 1
+            try:
+                store.save(Task())
+                status = 0
+            finally:
+                os._exit(status)
+        status = os.waitpid(child, 0)[1]
+        store.save(Task())
+        return status, store.list()
+
+    status, ids = run_forked(parent)
+    assert status == 0
+    first, second, childs = sorted(ids)
+    assert (first, second) == (1, 2)
+    assert childs > 3  # of a block of its own
 
 
 def test_callers_statement_is_refused_after_a_fork_from_c(
