@@ -330,7 +330,9 @@ def lose(proxy: Proxy, loss: Loss, write: Callable[[], object]) -> None:
     """Write, and have the server go away with COMMIT; it is there again afterwards."""
     proxy.refusals = 1000
     proxy.loss = loss
-    with pytest.raises(StoreUnavailableError, match="may have been committed") as caught:
+    with pytest.raises(
+        StoreUnavailableError, match="may have been committed"
+    ) as caught:
         write()
     assert caught.value.outcome_unknown
     proxy.refusals = 0
