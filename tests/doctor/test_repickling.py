@@ -145,7 +145,7 @@ def test_bad_options(
         ("--serializer", "x"): "write module:name",
         ("--serializer", "no.such:thing"): "No module named 'no'",
         ("--serializer", "os:nothing"): "has no attribute 'nothing'",
-        ("--serializer", "os:path"): "no dumps and loads",
+        ("--serializer", "os:path"): "must have dumps and loads",
         ("--serializer", "os:path", "--keys", "x"): "not both",
     }.items():
         assert run(["unreadable", *words]) == 2
