@@ -6,15 +6,23 @@ import threading
 
 from sessionstore.errors import EncodeError
 
-__all__ = ["refuse_in_payload", "this_thread"]
+__all__ = ["making_payload", "refuse_in_payload"]
 
 
-class _ThreadState(threading.local):
-    #: Whether this thread is turning an object into a payload just now.
-    is_encoding = False
+class _MakingPayload(threading.local):
+    """Notes for a block that this thread is turning an object into a payload."""
+
+    #: How many such blocks the thread is in.
+    depth = 0
+
+    def __enter__(self) -> None:
+        self.depth += 1
+
+    def __exit__(self, *exception: object) -> None:
+        self.depth -= 1
 
 
-this_thread = _ThreadState()
+making_payload = _MakingPayload()
 
 
 def refuse_in_payload(reason: str) -> None:
@@ -22,5 +30,5 @@ def refuse_in_payload(reason: str) -> None:
 
     For use in a ``__reduce__``, which is called whatever the pickle is for.
     """
-    if this_thread.is_encoding:
+    if making_payload.depth:
         raise EncodeError(reason)

@@ -194,6 +194,15 @@ def test_server_that_starts_again_is_waited_for(
     assert states(other, id_) == ["NEW", "SUBMITTED"]
 
 
+def leave_in_doubt(write: Callable[[], object]) -> None:
+    """Write, and see that nobody knows what became of it."""
+    with pytest.raises(
+        StoreUnavailableError, match="may have been committed"
+    ) as caught:
+        write()
+    assert caught.value.outcome_unknown
+
+
 def test_outcome_is_unknown_if_the_server_stays_away(
     proxy: Proxy, other: SessionStore
 ) -> None:
@@ -203,11 +212,7 @@ def test_outcome_is_unknown_if_the_server_stays_away(
     id_ = session.add(task)
     proxy.refusals = 1000
     proxy.loss = Loss.ANSWER
-    with pytest.raises(
-        StoreUnavailableError, match="may have been committed"
-    ) as caught:
-        session.transition(id_, State.SUBMITTED)
-    assert caught.value.outcome_unknown
+    leave_in_doubt(lambda: session.transition(id_, State.SUBMITTED))
     assert task.execution.state is State.NEW
 
 
@@ -229,12 +234,8 @@ def test_doubt_stays_if_the_repetition_fails(
     for number, write in enumerate(writes, 1):
         proxy.refusals = 1
         proxy.loss = loss
-        with pytest.raises(
-            StoreUnavailableError, match="may have been committed"
-        ) as caught:
-            write()
+        leave_in_doubt(write)
         assert proxy.lost == number
-        assert caught.value.outcome_unknown
         proxy.refusals = 0
         write()
     assert claim.lease_expires_at > expires_at
@@ -330,11 +331,7 @@ def lose(proxy: Proxy, loss: Loss, write: Callable[[], object]) -> None:
     """Write, and have the server go away with COMMIT; it is there again afterwards."""
     proxy.refusals = 1000
     proxy.loss = loss
-    with pytest.raises(
-        StoreUnavailableError, match="may have been committed"
-    ) as caught:
-        write()
-    assert caught.value.outcome_unknown
+    leave_in_doubt(write)
     proxy.refusals = 0
     proxy.cut()
 

@@ -179,22 +179,22 @@ class Database:
             try:
                 return run(work)
             except StoreUnavailableError as error:
-                in_doubt = in_doubt or error.outcome_unknown
+                is_unknown = error.outcome_unknown
+                in_doubt = in_doubt or is_unknown
                 if isinstance(error, ConnectionLostError):
                     lost += 1
-                    goes_on = lost < 2 and (is_repeatable or not error.outcome_unknown)
-                else:
+                    if lost < 2 and (is_repeatable or not is_unknown):
+                        continue
+                elif isinstance(error, TransactionAbortedError):
                     aborted += 1
-                    is_aborted = isinstance(error, TransactionAbortedError)
-                    goes_on = is_aborted and aborted < ATTEMPTS
-                if not goes_on:
-                    if in_doubt and not error.outcome_unknown:
-                        # This try was in vain, but an earlier one's commit was sent.
-                        raise unanswered(error) from error.__cause__
-                    raise
-                if aborted:
-                    # Two that collided must not collide again in step.
-                    time.sleep(random.uniform(0, 0.01 * 2**aborted))
+                    if aborted < ATTEMPTS:
+                        # Two that collided must not collide again in step.
+                        time.sleep(random.uniform(0, 0.01 * 2**aborted))
+                        continue
+                if in_doubt and not is_unknown:
+                    # This try was in vain, but an earlier one's commit was sent.
+                    raise unanswered(error) from error.__cause__
+                raise
 
     def translated(self) -> AbstractContextManager[None]:
         """Turn what SQLAlchemy raises in the block into this package's errors."""

@@ -204,8 +204,7 @@ class Connections:
         self._guard.check()
         kept = self._thread.kept
         if kept is not None:
-            if kept.is_in_call or kept.is_beginning:
-                raise StoreError(INTERRUPTING)
+            kept.refuse_interruption()
             if kept.is_open and not kept.is_outdated:
                 return kept
             self.discard(kept)

@@ -81,7 +81,7 @@ class KeptConnection:
         A signal's handler or a destructor runs anywhere.  What it sent in the middle
         of a statement would mix with that, or wait for the driver's lock for ever.
         """
-        if self.is_in_call:
+        if self.is_in_call or self.is_beginning:
             raise StoreError(INTERRUPTING)
 
     def rows(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-from contextlib import suppress
 from typing import Any
 
 from sessionstore.errors import ForkError
@@ -93,15 +92,13 @@ def _silence(connection: object) -> None:
     except OSError:
         # This process has none left but the one that is given up here.
         os.close(descriptor)
-        # If the whole system has none, nobody is left who would write to this one.
-        with suppress(OSError):
+        try:
             null = os.open(os.devnull, os.O_RDWR)
-            if null != descriptor:
-                os.dup2(null, descriptor, inheritable=False)
-                os.close(null)
-        return
-    os.dup2(null, descriptor, inheritable=False)
-    os.close(null)
+        except OSError:
+            return  # the whole system has none: nobody can write to this one either
+    if null != descriptor:
+        os.dup2(null, descriptor, inheritable=False)
+        os.close(null)
 
 
 def descriptor_of(connection: Any) -> int | None:

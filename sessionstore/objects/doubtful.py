@@ -57,7 +57,7 @@ class Doubtful:
         database.on_reset.append(self._tried.clear)
 
     def note_later(self, records: Sequence[Record], *, has_jobs: bool) -> None:
-        """Note what is sent if the open transaction's commit is not answered."""
+        """Note what is sent if the caller's own transaction is not answered."""
         scope = self._database.scope
         if scope is not None:
             scope.if_in_doubt.append(lambda: self.note(records, has_jobs=has_jobs))

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from sessionstore.errors import EncodeError
 from sessionstore.objects.records import Record, path_of, state_of
 from sessionstore.persistable import Persistable
-from sessionstore.refusal import this_thread
+from sessionstore.refusal import making_payload
 from sessionstore.serializers import Serializer
 
 __all__ = ["Encoded", "encode", "parts_of"]
@@ -65,8 +65,7 @@ def encode(
 
     records: list[Record] = []
     unchanged: dict[int, object] = {}
-    was_encoding, this_thread.is_encoding = this_thread.is_encoding, True
-    try:
+    with making_payload:
         for number, obj in enumerate(todo):  # which grows as objects are met
             under_way = obj
             object_id = met[id(obj)]
@@ -81,8 +80,6 @@ def encode(
                 records.append(Record(obj, object_id, is_new, payload, state_of(obj)))
             else:
                 unchanged[object_id] = obj
-    finally:
-        this_thread.is_encoding = was_encoding
     return Encoded(records, unchanged)
 
 
@@ -96,13 +93,11 @@ def parts_of(obj: object, serializer: Serializer) -> Sequence[Persistable]:
             return 0, type(part).__module__, type(part).__qualname__
         return None
 
-    was_encoding, this_thread.is_encoding = this_thread.is_encoding, True
     try:
-        serializer.dumps(obj, persistent_id)
+        with making_payload:
+            serializer.dumps(obj, persistent_id)
     except Exception:  # whatever its own __getstate__ raises; a save will say it
         return []
-    finally:
-        this_thread.is_encoding = was_encoding
     return parts
 
 

@@ -167,12 +167,12 @@ class ObjectTable:
 
             def work(kept: KeptConnection) -> None:
                 self.identities.undo_later([record.obj for record in records])
-                doubtful.note_later(records, has_jobs=first is not None)
                 if first is not None:
                     first(kept, encoded)
                 self.write(kept, records)
 
             is_one = first is None and len(records) == 1
+            doubtful.note_later(records, has_jobs=first is not None)
             try:
                 self.database.write(work, is_one_statement=is_one)
             except StoreUnavailableError as error:

@@ -18,7 +18,7 @@ from sessionstore.jobs.claims import Claim
 from sessionstore.session import SessionStore
 from sessionstore.task import State
 from sessionstore.workers import assignment
-from sessionstore.workers.patience import LONGEST_PAUSE, PAUSE, patiently
+from sessionstore.workers.patience import growing_pauses, patiently
 
 __all__ = ["cannot_run", "how_it_ended", "run_command"]
 
@@ -144,7 +144,7 @@ def _start(
     environment: Mapping[str, str] | None,
 ) -> subprocess.Popen[bytes]:
     """Start a command, as soon as the host has room for it."""
-    pause = PAUSE
+    pauses = growing_pauses()
     while True:
         try:
             with ExitStack() as files:
@@ -162,5 +162,4 @@ def _start(
             if error.errno not in PASSING:
                 raise
             log.warning("waiting to start %s: %s", command[0], error)
-            time.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE)
+            time.sleep(next(pauses))

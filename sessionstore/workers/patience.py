@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from sessionstore.errors import ConfigurationError, StoreUnavailableError
 from sessionstore.workers import assignment
 
-__all__ = ["LONGEST_PAUSE", "PAUSE", "patiently"]
+__all__ = ["growing_pauses", "patiently"]
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 #: Seconds from one try to the next, at first and at most.
 PAUSE, LONGEST_PAUSE = 0.1, 5.0
+
+
+def growing_pauses() -> Iterator[float]:
+    """Yield how many seconds to wait before each next try."""
+    pause = PAUSE
+    while True:
+        yield pause
+        pause = min(2 * pause, LONGEST_PAUSE)
 
 
 def patiently(call: Callable[[], T]) -> T:
@@ -30,7 +38,7 @@ def patiently(call: Callable[[], T]) -> T:
     In a transaction nothing is repeated, as the whole transaction is lost: open it
     inside the call.
     """
-    pause = PAUSE
+    pauses = growing_pauses()
     with assignment.deadline_lifted():
         while True:
             try:
@@ -39,5 +47,4 @@ def patiently(call: Callable[[], T]) -> T:
                 if assignment.is_in_transaction():
                     raise
                 log.warning("waiting for the database: %s", error)
-                time.sleep(pause)
-                pause = min(2 * pause, LONGEST_PAUSE)
+                time.sleep(next(pauses))
